@@ -1,0 +1,4 @@
+//! Dormouse: an edge reverse proxy that wakes a session's machine on the first request.
+
+pub mod engine;
+pub mod session;

@@ -1,0 +1,1 @@
+//! One session's life. Pure: `handle(event, now) -> effects`.

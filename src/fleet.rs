@@ -1,0 +1,379 @@
+//! The fleet: every session, the leases on it, and the driver that carries out what its machine
+//! decides. Requests wait, the driver works: no request performs, owns or can strand a wake.
+//!
+//! [`Fleet::apply`] is the only function that runs a machine. It must not know route files or
+//! HTTP: a [`Planner`] tells it what a host is made of.
+
+mod adopt;
+mod cell;
+mod driver;
+mod gate;
+mod lease;
+mod outside;
+mod probe;
+mod timer;
+mod tls;
+mod view;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{runtime::Handle, sync::Semaphore};
+use tokio_util::task::TaskTracker;
+
+pub use cell::{Moment, Phase};
+pub use gate::WakeTimes;
+pub use lease::{Held, Lease};
+pub use view::SessionView;
+
+use crate::{
+    engine::Engine,
+    session::{
+        self, Depth, Effect, Event, Failure, Generation, Plan, SessionId,
+        machine::{Asker, Session, SleepAnswer, State},
+    },
+};
+use cell::{Cell, Core};
+use gate::{Gate, Outcome};
+use timer::Timers;
+
+/// Says what the session of a canonical host is made of; `None` when no route has it.
+pub type Planner = Box<dyn Fn(&str) -> Option<Plan> + Send + Sync>;
+
+/// The limits that the fleet keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Held requests in all.
+    pub held: usize,
+    /// Sessions kept in memory.
+    pub sessions: usize,
+}
+
+/// Why no lease was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// As many requests are held for this session as its route allows.
+    SessionFull,
+    /// As many requests are held in all as the edge allows.
+    HeldFull,
+    /// As many sessions are in use as the edge allows.
+    SessionsFull,
+    /// The last wake failed; the next one may come after this.
+    CoolingDown(Duration),
+    /// The instance cannot be put to sleep; tried again after this.
+    StopFailing(Duration),
+    /// Its route is gone.
+    Retired,
+    /// The session changed too often to be leased just now.
+    Busy,
+}
+
+impl Refusal {
+    fn of_machine(refusal: session::Refusal, now: Instant) -> Self {
+        match refusal {
+            session::Refusal::Full => Self::SessionFull,
+            session::Refusal::Retired => Self::Retired,
+            session::Refusal::CoolingDown(at) => {
+                Self::CoolingDown(at.saturating_duration_since(now))
+            }
+            session::Refusal::StopFailing(at) => {
+                Self::StopFailing(at.saturating_duration_since(now))
+            }
+        }
+    }
+}
+
+/// Why a hold ended without an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldEnd {
+    /// The wake failed, in this phase.
+    Failed(Failure, Phase),
+    /// `wake.timeout` is over, in this phase.
+    TimedOut(Phase),
+    /// The session would not be leased again.
+    Refused(Refusal),
+}
+
+/// What the engine says of an instance that refused a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It runs; the connection failed for another reason.
+    Runs,
+    /// That life is over.
+    Gone,
+}
+
+/// An engine by name, and its places for starts.
+pub(crate) struct EnginePort {
+    name: Arc<str>,
+    engine: Arc<dyn Engine>,
+    starts: Semaphore,
+}
+
+/// Every session of this edge. Made once, lives as long as the process.
+pub struct Fleet {
+    cells: papaya::HashMap<SessionId, Arc<Cell>>,
+    engines: HashMap<Arc<str>, EnginePort>,
+    planner: Planner,
+    limits: Limits,
+    held: Arc<AtomicUsize>,
+    timers: Timers,
+    tasks: TaskTracker,
+    runtime: OnceLock<Handle>,
+    next_id: AtomicU64,
+    /// The highest generation ever seen at boot, or the wall clock's milliseconds then.
+    first_generation: AtomicU64,
+    /// Cleared while another process may hold leases on the same instances: nothing sleeps then.
+    may_sleep: AtomicBool,
+}
+
+impl Fleet {
+    /// `engines` by name, each with its most starts at once.
+    pub fn new(
+        engines: impl IntoIterator<Item = (Arc<str>, Arc<dyn Engine>)>,
+        starts: usize,
+        limits: Limits,
+        planner: Planner,
+    ) -> Arc<Self> {
+        let port = |(name, engine): (Arc<str>, _)| {
+            let starts = Semaphore::new(starts);
+            (Arc::clone(&name), EnginePort { name, engine, starts })
+        };
+        let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        Arc::new(Self {
+            cells: papaya::HashMap::new(),
+            engines: engines.into_iter().map(port).collect(),
+            planner,
+            limits,
+            held: Arc::default(),
+            timers: Timers::default(),
+            tasks: TaskTracker::new(),
+            runtime: OnceLock::new(),
+            next_id: AtomicU64::new(0),
+            first_generation: AtomicU64::new(u64::try_from(millis).unwrap_or(u64::MAX / 2)),
+            may_sleep: AtomicBool::new(true),
+        })
+    }
+
+    /// Leases the session of a canonical host. `plan` is asked only when the session is new.
+    pub fn acquire(
+        self: &Arc<Self>,
+        host: &str,
+        asker: Asker,
+        plan: impl Fn() -> Plan,
+    ) -> Result<Lease, Refusal> {
+        // A second round only where the cell was taken out between look-up and lock.
+        for _ in 0..3 {
+            let found = self.cells.pin().get(host).cloned();
+            let cell = match found {
+                Some(cell) => cell,
+                None => self.create(host, plan(), Depth::Removed, self.newest_generation())?,
+            };
+            if let Some(lease) = Lease::take(&cell, asker) {
+                return lease;
+            }
+        }
+        Err(Refusal::Busy)
+    }
+
+    /// Asks the engine, once for all who ask, whether the lease's instance still runs.
+    pub async fn suspect(&self, lease: &Lease) -> Verdict {
+        outside::judge(&lease.cell, Some(lease.generation)).await
+    }
+
+    /// Puts a session to sleep for an operator; `None` when there is no such session.
+    pub fn sleep(&self, host: &str, to: Option<Depth>) -> Option<SleepAnswer> {
+        let cell = self.cells.pin().get(host).cloned()?;
+        Some(self.apply(&cell, "operator", |core, now, out| {
+            let first = core.plan.policy.ladder.first().map(|rung| rung.to);
+            core.machine.sleep(to.or(first).unwrap_or(Depth::Stopped), now, out)
+        }))
+    }
+
+    /// The depths of the engine that the session of `host` uses.
+    pub fn depths(&self, host: &str) -> &'static [Depth] {
+        let cell = self.cells.pin().get(host).cloned();
+        let engine = cell.map(|cell| Arc::clone(&cell.lock().plan.engine));
+        engine.and_then(|name| self.engines.get(&name)).map_or(&[], |port| port.engine.depths())
+    }
+
+    /// The routes have changed: retires the sessions that none has any more, updates the others.
+    pub fn replan(&self) {
+        let cells: Vec<_> = self.cells.pin().values().cloned().collect();
+        for cell in cells {
+            let plan = (self.planner)(cell.session.host());
+            self.apply(&cell, "routes changed", |core, now, out| match plan {
+                None => core.machine.handle(Event::Retire, now, out),
+                Some(plan) if *core.plan != plan || core.machine.is_retired() => {
+                    core.machine.adopt_policy(plan.policy.clone());
+                    core.plan = Arc::new(plan);
+                }
+                Some(_) => {}
+            });
+        }
+    }
+
+    /// Whether idle sessions may be put to sleep. Not while another process that shares the
+    /// instances still serves requests.
+    pub fn set_may_sleep(&self, may: bool) {
+        self.may_sleep.store(may, Ordering::Release);
+    }
+
+    /// Adopts what runs, then keeps the clock and listens to the engines until dropped.
+    /// `adopted` is called once requests may be taken.
+    pub async fn run(self: Arc<Self>, adopted: impl FnOnce()) {
+        self.runtime.get_or_init(Handle::current);
+        self.adopt_all().await;
+        adopted();
+        for port in self.engines.values() {
+            let listen = outside::listen(Arc::clone(&self), Arc::clone(&port.name));
+            self.tasks.spawn(listen);
+        }
+        loop {
+            let (at, cell) = self.timers.next().await;
+            if let Some(cell) = cell.upgrade() {
+                self.fire(&cell, at);
+            }
+        }
+    }
+
+    fn fire(&self, cell: &Arc<Cell>, at: Instant) {
+        let may_sleep = self.may_sleep.load(Ordering::Acquire);
+        self.apply(cell, "timer", |core, now, out| {
+            if core.timer_at == Some(at) {
+                core.timer_at = None;
+            }
+            let dozing =
+                matches!(core.machine.state(), State::Idle { .. } | State::Asleep { .. });
+            if dozing && !may_sleep {
+                self.arm(cell, core, now + Duration::from_secs(1));
+            } else {
+                core.machine.handle(Event::Timer, now, out);
+            }
+        });
+    }
+
+    /// Runs a machine: lock, step, move the gate, post the effects while the lock still keeps
+    /// their order, arm the timer; then, unlocked, log the transition.
+    fn apply<R>(
+        &self,
+        cell: &Arc<Cell>,
+        cause: &'static str,
+        step: impl FnOnce(&mut Core, Instant, &mut Vec<Effect>) -> R,
+    ) -> R {
+        let mut core = cell.lock();
+        let now = tokio::time::Instant::now().into_std();
+        let from = core.machine.state().name();
+        let mut out = Vec::new();
+        let result = step(&mut core, now, &mut out);
+        for effect in out {
+            self.carry_out(cell, &mut core, effect);
+        }
+        if let Some(at) = core.machine.deadline()
+            && core.timer_at.is_none_or(|armed| at < armed)
+        {
+            self.arm(cell, &mut core, at);
+        }
+        let to = core.machine.state().name();
+        if from == to {
+            return result;
+        }
+        let generation = core.machine.generation();
+        let warm = matches!((from, to), ("awake", "idle") | ("idle", "awake"));
+        if !warm {
+            let at = SystemTime::now();
+            core.remember(Moment { at, from, to, cause, generation: generation.0 });
+        }
+        drop(core);
+        let session = &cell.session;
+        if warm {
+            tracing::debug!(%session, %generation, from, to, cause, "session");
+        } else {
+            tracing::info!(%session, %generation, from, to, cause, "session");
+        }
+        result
+    }
+
+    fn carry_out(&self, cell: &Arc<Cell>, core: &mut Core, effect: Effect) {
+        match effect {
+            Effect::Start(generation) => driver::start(self, cell, core, generation),
+            Effect::Stop(generation, to) => driver::stop(self, cell, core, generation, to),
+            // `driver::start` opens the gate itself, with the times of the wake.
+            Effect::Open(_) => {}
+            Effect::Fail(generation, failure) => {
+                cell.gate.send_replace(Gate { generation, outcome: Outcome::Failed(failure) });
+            }
+        }
+    }
+
+    fn arm(&self, cell: &Arc<Cell>, core: &mut Core, at: Instant) {
+        self.timers.arm(cell.id, core.timer_at, at, Arc::downgrade(cell));
+        core.timer_at = Some(at);
+    }
+
+    /// A cell for `host`, made or found; makes room among blank ones when the fleet is full.
+    fn create(
+        self: &Arc<Self>,
+        host: &str,
+        plan: Plan,
+        depth: Depth,
+        last: Generation,
+    ) -> Result<Arc<Cell>, Refusal> {
+        if self.limits.sessions <= self.cells.len() && !self.make_room() {
+            return Err(Refusal::SessionsFull);
+        }
+        let session = SessionId::new(host);
+        let now = tokio::time::Instant::now().into_std();
+        let machine = Session::new(plan.policy.clone(), last, depth, now);
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let cell = Cell::new(id, session.clone(), Arc::clone(self), machine, Arc::new(plan));
+        Ok(Arc::clone(self.cells.pin().get_or_insert(session, Arc::new(cell))))
+    }
+
+    /// Forgets an eighth of the blank sessions; whether there was any.
+    fn make_room(&self) -> bool {
+        let cells = self.cells.pin();
+        let most = self.limits.sessions / 8 + 1;
+        let blank = cells.values().filter(|cell| {
+            let mut core = cell.lock();
+            let deepest = self.deepest(&core.plan.engine);
+            core.evicted = core.machine.is_blank(deepest) && core.machine.leases() == 0;
+            core.evicted
+        });
+        let blank: Vec<_> = blank.take(most).map(|cell| cell.session.clone()).collect();
+        for session in &blank {
+            cells.remove(session);
+        }
+        !blank.is_empty()
+    }
+
+    fn deepest(&self, engine: &str) -> Depth {
+        let port = self.engines.get(engine);
+        port.and_then(|port| port.engine.depths().last().copied()).unwrap_or(Depth::Stopped)
+    }
+
+    /// Above every generation that a forgotten session may have had: the wall clock has moved on
+    /// by more milliseconds than lives could begin.
+    fn newest_generation(&self) -> Generation {
+        let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX / 2);
+        Generation(self.first_generation.fetch_max(millis, Ordering::AcqRel).max(millis))
+    }
+
+    fn handle(&self) -> Handle {
+        self.runtime.get_or_init(Handle::current).clone()
+    }
+}
+
+impl fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fleet({} sessions)", self.cells.len())
+    }
+}

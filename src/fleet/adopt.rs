@@ -1,0 +1,93 @@
+//! At boot, and whenever events may have been missed: what is ours and routed is adopted, what is
+//! ours and unrouted is put to sleep.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{EnginePort, Fleet};
+use crate::{
+    engine::{Instance, InstanceState},
+    session::{Depth, Event, SessionId, Spec},
+};
+
+/// Tries to put an unrouted instance to sleep, with a second more between each.
+const TRIES_MAX: u32 = 5;
+
+impl Fleet {
+    /// Adopts what every engine lists. An engine that cannot be reached is asked again as soon as
+    /// its events come back.
+    pub(super) async fn adopt_all(self: &Arc<Self>) {
+        for port in self.engines.values() {
+            self.adopt_listed(port, None).await;
+        }
+    }
+
+    /// Adopts what one engine lists; of one session only, if given.
+    pub(super) async fn adopt_listed(
+        self: &Arc<Self>,
+        port: &EnginePort,
+        only: Option<&SessionId>,
+    ) {
+        let listed = match port.engine.list().await {
+            Ok(listed) => listed,
+            Err(error) => {
+                // Nothing may want this engine: an error only once a session does.
+                tracing::info!(engine = &*port.name, %error, "cannot list instances yet");
+                return;
+            }
+        };
+        for instance in listed {
+            if only.is_none_or(|session| *session == instance.session) {
+                self.adopt_instance(port, instance);
+            }
+        }
+    }
+
+    fn adopt_instance(self: &Arc<Self>, port: &EnginePort, instance: Instance) {
+        let host = instance.session.host();
+        if self.cells.pin().contains_key(host) {
+            return;
+        }
+        let plan = (self.planner)(host).filter(|plan| plan.engine == port.name);
+        let Some(plan) = plan else {
+            self.retire_instance(port, instance);
+            return;
+        };
+        let last = self.newest_generation().max(instance.generation);
+        let depth = match instance.state {
+            InstanceState::Asleep(depth) => depth,
+            InstanceState::Running(_) => Depth::Stopped,
+        };
+        let Ok(cell) = self.create(host, plan, depth, last) else {
+            tracing::warn!(session = host, "not adopted: limits.sessions is reached");
+            return;
+        };
+        if matches!(instance.state, InstanceState::Running(_)) {
+            // A start returns what runs as it is; then the probe says whether it is ready.
+            self.apply(&cell, "adopted", |core, now, out| {
+                core.machine.handle(Event::Found, now, out);
+            });
+        }
+    }
+
+    /// No route wants it on this engine: it sleeps.
+    fn retire_instance(self: &Arc<Self>, port: &EnginePort, instance: Instance) {
+        if matches!(instance.state, InstanceState::Asleep(depth) if depth != Depth::Paused) {
+            return;
+        }
+        let engine = Arc::clone(&port.engine);
+        let task = async move {
+            let session = &instance.session;
+            tracing::info!(%session, "no route wants this instance: it goes to sleep");
+            for attempt in 1..=TRIES_MAX {
+                let life = instance.life.as_ref();
+                match engine.sleep(session, &Spec::default(), life, Depth::Stopped).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(%session, %error, attempt, "cannot put to sleep"),
+                }
+                tokio::time::sleep(Duration::from_secs(attempt.into())).await;
+            }
+        };
+        self.tasks.spawn_on(task, &self.handle());
+    }
+}
+

@@ -1,0 +1,173 @@
+//! One session's place in the fleet: its machine behind a lock, its gate, and what the driver knows.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Instant, SystemTime},
+};
+
+use tokio::sync::{Notify, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Fleet, gate::Gate};
+use crate::{
+    engine::Life,
+    session::{Generation, Plan, SessionId, machine::Session},
+};
+
+/// Transitions remembered for one session.
+const HISTORY_MAX: usize = 16;
+
+/// A session. Lives as long as the fleet, or until the fleet is full and it is blank.
+pub(super) struct Cell {
+    pub(super) id: u64,
+    pub(super) session: SessionId,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) gate: watch::Sender<Gate>,
+    /// The engine reported a change: a probe looks again at once.
+    pub(super) changed: Notify,
+    /// Single flight of inspections; the generation and time that the last one vouched for.
+    pub(super) inspection: tokio::sync::Mutex<Option<(Generation, Instant)>>,
+    phase: AtomicU8,
+    core: Mutex<Core>,
+}
+
+/// What the lock guards.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) machine: Session,
+    /// How the next life is made.
+    pub(super) plan: Arc<Plan>,
+    /// What the engine was last told to start, until it is gone.
+    pub(super) placed: Option<Placed>,
+    /// The time of this session's entry in the timer queue.
+    pub(super) timer_at: Option<Instant>,
+    /// Ends when the engine call before has ended: calls for one session never overlap.
+    pub(super) tail: Option<oneshot::Receiver<()>>,
+    /// Ends the wake that is under way.
+    pub(super) wake: CancellationToken,
+    /// The engine's last complaint, for the operator.
+    pub(super) last_error: Option<String>,
+    pub(super) history: VecDeque<Moment>,
+    /// The engine reported a change while it was busy with this session: look when it is done.
+    pub(super) look_again: bool,
+    /// Taken out of the fleet: look it up again.
+    pub(super) evicted: bool,
+}
+
+/// An instance that was started, and by which plan.
+#[derive(Clone, Debug)]
+pub(super) struct Placed {
+    pub(super) plan: Arc<Plan>,
+    pub(super) life: Option<Life>,
+}
+
+/// One transition.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Moment {
+    /// When, by the wall clock.
+    #[serde(serialize_with = "super::view::unix_ms")]
+    pub at: SystemTime,
+    /// The state before.
+    pub from: &'static str,
+    /// The state after.
+    pub to: &'static str,
+    /// What happened.
+    pub cause: &'static str,
+    /// The generation after.
+    pub generation: u64,
+}
+
+/// What a session that is neither awake nor asleep is busy with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Waiting for a place among its engine's starts.
+    Queued,
+    /// The engine is starting the instance.
+    Starting,
+    /// The instance does not answer its probe yet.
+    GettingReady,
+    /// The life before is being put to sleep.
+    Stopping,
+}
+
+impl Phase {
+    /// The words for clients and operators.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "waiting for other sessions to start",
+            Self::Starting => "starting",
+            Self::GettingReady => "getting ready",
+            Self::Stopping => "still going to sleep",
+        }
+    }
+}
+
+impl Cell {
+    pub(super) fn new(
+        id: u64,
+        session: SessionId,
+        fleet: Arc<Fleet>,
+        machine: Session,
+        plan: Arc<Plan>,
+    ) -> Self {
+        Self {
+            id,
+            session,
+            fleet,
+            gate: watch::Sender::new(Gate::shut()),
+            changed: Notify::new(),
+            inspection: tokio::sync::Mutex::new(None),
+            phase: AtomicU8::new(Phase::Queued as u8),
+            core: Mutex::new(Core {
+                machine,
+                plan,
+                placed: None,
+                timer_at: None,
+                tail: None,
+                wake: CancellationToken::new(),
+                last_error: None,
+                history: VecDeque::new(),
+                look_again: false,
+                evicted: false,
+            }),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Queued,
+            1 => Phase::Starting,
+            2 => Phase::GettingReady,
+            _ => Phase::Stopping,
+        }
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+}
+
+impl Core {
+    pub(super) fn remember(&mut self, moment: Moment) {
+        if HISTORY_MAX <= self.history.len() {
+            self.history.pop_front();
+        }
+        self.history.push_back(moment);
+    }
+}
+
+impl fmt::Debug for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cell({})", self.session)
+    }
+}

@@ -1,0 +1,217 @@
+//! Carries out what a machine decided: engine calls, one after the other for each session, many
+//! sessions side by side.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    EnginePort, Fleet, Phase, WakeTimes,
+    cell::{Cell, Core, Placed},
+    gate::{Gate, Outcome},
+    outside, probe,
+};
+use crate::{
+    engine::{self, Started},
+    metrics::METRICS,
+    session::{Depth, Effect, Endpoint, Event, Failure, Generation, Plan},
+};
+
+/// An engine call that has not come back by then has failed; engines have limits of their own,
+/// and shorter ones.
+const CALL_MAX: Duration = Duration::from_secs(300);
+
+/// Begins a wake. Called under the session's lock, so that calls keep the machine's order.
+pub(super) fn start(fleet: &Fleet, cell: &Arc<Cell>, core: &mut Core, generation: Generation) {
+    let plan = Arc::clone(&core.plan);
+    let before = core.placed.replace(Placed { plan: Arc::clone(&plan), life: None });
+    core.wake = CancellationToken::new();
+    let (done, tail) = oneshot::channel();
+    let wake = Wake {
+        cell: Arc::clone(cell),
+        generation,
+        plan,
+        cancel: core.wake.clone(),
+        moved_from: before.filter(|before| before.plan.engine != core.plan.engine),
+        turn: core.tail.replace(tail),
+    };
+    cell.set_phase(Phase::Queued);
+    fleet.tasks.spawn_on(wake.run(done), &fleet.handle());
+}
+
+/// Begins a sleep. Called under the session's lock.
+pub(super) fn stop(
+    fleet: &Fleet,
+    cell: &Arc<Cell>,
+    core: &mut Core,
+    generation: Generation,
+    to: Depth,
+) {
+    core.wake.cancel();
+    let (done, tail) = oneshot::channel();
+    let turn = core.tail.replace(tail);
+    let cell = Arc::clone(cell);
+    let task = async move {
+        wait_for(turn).await;
+        cell.set_phase(Phase::Stopping);
+        let event = match sleep(&cell, to).await {
+            Ok(()) => Event::Stopped(generation),
+            Err(error) => {
+                let session = &cell.session;
+                tracing::warn!(%session, %generation, %error, "cannot put to sleep, will retry");
+                cell.lock().last_error = Some(error.to_string());
+                Event::StopFailed(generation)
+            }
+        };
+        // The next call waits for `done`: the end is told only when the engine is free again.
+        drop(done);
+        cell.fleet.apply(&cell, "engine", |core, now, out| core.machine.handle(event, now, out));
+        outside::look_again(&cell);
+    };
+    fleet.tasks.spawn_on(task, &fleet.handle());
+}
+
+async fn sleep(cell: &Arc<Cell>, to: Depth) -> Result<(), engine::Error> {
+    let placed = {
+        let core = cell.lock();
+        core.placed.clone().unwrap_or_else(|| Placed { plan: Arc::clone(&core.plan), life: None })
+    };
+    put_to_sleep(cell, &placed, to).await
+}
+
+async fn put_to_sleep(cell: &Cell, placed: &Placed, to: Depth) -> Result<(), engine::Error> {
+    let port = port(&cell.fleet, &placed.plan)?;
+    let call = port.engine.sleep(&cell.session, &placed.plan.spec, placed.life.as_ref(), to);
+    let result = guarded("sleep", call).await;
+    let word = if result.is_ok() { "ok" } else { "failed" };
+    METRICS.sleeps.with_label_values(&[&*port.name, to.as_str(), word]).inc();
+    result
+}
+
+/// One wake, from the engine's call to the first answer.
+struct Wake {
+    cell: Arc<Cell>,
+    generation: Generation,
+    plan: Arc<Plan>,
+    cancel: CancellationToken,
+    /// What an edited route left behind on another engine.
+    moved_from: Option<Placed>,
+    /// Ends when the call before has ended.
+    turn: Option<oneshot::Receiver<()>>,
+}
+
+impl Wake {
+    async fn run(mut self, done: oneshot::Sender<()>) {
+        wait_for(self.turn.take()).await;
+        let mut times = WakeTimes::default();
+        let started = self.call_engine(&mut times).await;
+        drop(done);
+        let result = match &started {
+            None => "cancelled",
+            Some(Ok(started)) => self.get_ready(started, times).await,
+            Some(Err(error)) => self.failed(error),
+        };
+        METRICS.wakes.with_label_values(&[&*self.plan.engine, result]).inc();
+    }
+
+    /// Waits for a place and calls the engine; `None` when cancelled before the call. A call that
+    /// has begun runs to its end, so that the stop behind it knows what there is to stop.
+    async fn call_engine(&self, times: &mut WakeTimes) -> Option<Result<Started, engine::Error>> {
+        let port = match port(&self.cell.fleet, &self.plan) {
+            Ok(port) => port,
+            Err(error) => return Some(Err(error)),
+        };
+        let began = Instant::now();
+        let _place = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => return None,
+            place = port.starts.acquire() => place.expect("the semaphore is never closed"),
+        };
+        times.queued = began.elapsed();
+        self.cell.set_phase(Phase::Starting);
+        let called = Instant::now();
+        if let Some(old) = &self.moved_from
+            && let Err(error) = put_to_sleep(&self.cell, old, Depth::Stopped).await
+        {
+            return Some(Err(error));
+        }
+        let call = port.engine.start(&self.cell.session, &self.plan.spec, self.generation);
+        let started = guarded("start", call).await;
+        times.engine = called.elapsed();
+        if let Ok(started) = &started {
+            let life = Some(started.life.clone());
+            self.cell.lock().placed = Some(Placed { plan: Arc::clone(&self.plan), life });
+        }
+        Some(started)
+    }
+
+    async fn get_ready(&self, started: &Started, mut times: WakeTimes) -> &'static str {
+        self.cell.set_phase(Phase::GettingReady);
+        outside::look_again(&self.cell);
+        let began = Instant::now();
+        let ready = probe::ready(&self.cell, &self.plan, &started.address);
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => return "cancelled",
+            () = ready => {}
+        }
+        times.ready = began.elapsed();
+        let parts = [("queued", times.queued), ("engine", times.engine), ("ready", times.ready)];
+        for (part, took) in parts {
+            let seconds = METRICS.wake_seconds.with_label_values(&[&*self.plan.engine, part]);
+            seconds.observe(took.as_secs_f64());
+        }
+        let generation = self.generation;
+        let endpoint = Endpoint { generation, address: started.address.clone() };
+        self.cell.fleet.apply(&self.cell, "ready", |core, now, out| {
+            core.last_error = None;
+            core.machine.handle(Event::Started(endpoint), now, out);
+            for effect in &*out {
+                if let Effect::Open(endpoint) = effect {
+                    let outcome = Outcome::Open(endpoint.clone(), times);
+                    self.cell.gate.send_replace(Gate { generation, outcome });
+                }
+            }
+        });
+        "ok"
+    }
+
+    fn failed(&self, error: &engine::Error) -> &'static str {
+        let (session, generation) = (&self.cell.session, self.generation);
+        tracing::warn!(%session, %generation, engine = &*self.plan.engine, %error, "wake failed");
+        let failure =
+            if error.is_retryable() { Failure::EngineBusy } else { Failure::EngineRefused };
+        self.cell.fleet.apply(&self.cell, "engine", |core, now, out| {
+            core.last_error = Some(error.to_string());
+            core.machine.handle(Event::StartFailed(generation, failure), now, out);
+        });
+        "failed"
+    }
+}
+
+fn port<'f>(fleet: &'f Fleet, plan: &Plan) -> Result<&'f EnginePort, engine::Error> {
+    let unknown = || engine::Error::Invalid(format!("there is no engine named `{}`", plan.engine));
+    fleet.engines.get(&plan.engine).ok_or_else(unknown)
+}
+
+async fn wait_for(turn: Option<oneshot::Receiver<()>>) {
+    if let Some(turn) = turn {
+        // The sender is dropped, never used: the call before has ended either way.
+        let _ = turn.await;
+    }
+}
+
+/// An engine that hangs or panics has failed; the session is told in any case.
+async fn guarded<T>(
+    call: &'static str,
+    answer: impl Future<Output = Result<T, engine::Error>>,
+) -> Result<T, engine::Error> {
+    let answer = AssertUnwindSafe(answer).catch_unwind();
+    match tokio::time::timeout(CALL_MAX, answer).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(engine::Error::Failed(format!("the engine's {call} panicked"))),
+        Err(_) => Err(engine::Error::Timeout { call, after: CALL_MAX }),
+    }
+}

@@ -1,0 +1,182 @@
+//! What happens outside: deaths, and what others start and stop. An event only says *look*; what
+//! the engine then answers is what counts.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream};
+
+use super::{
+    Fleet, Phase, Verdict,
+    cell::{Cell, Core},
+};
+use crate::{
+    engine::{self, EngineEvent, Instance, InstanceState, Life},
+    session::{Depth, Event, Generation, Plan, machine::State},
+};
+
+/// For so long an engine's word that an instance runs is good for everybody who asks.
+const VOUCHED: Duration = Duration::from_secs(1);
+/// Inspections at once after events may have been missed.
+const INSPECTIONS_MAX: usize = 8;
+
+/// Listens to one engine until the process ends.
+pub(super) async fn listen(fleet: Arc<Fleet>, name: Arc<str>) {
+    let Some(port) = fleet.engines.get(&name) else { return };
+    let mut events = port.engine.events();
+    while let Some(event) = events.next().await {
+        match event {
+            EngineEvent::Changed(session) => {
+                let known = fleet.cells.pin().get(&session).cloned();
+                match known {
+                    Some(cell) => {
+                        cell.changed.notify_one();
+                        fleet.tasks.spawn(async move { judge(&cell, None).await });
+                    }
+                    None => fleet.adopt_listed(port, Some(&session)).await,
+                }
+            }
+            EngineEvent::Resync => resync(&fleet, &name).await,
+        }
+    }
+    tracing::error!(engine = &*name, "the engine's events have ended");
+}
+
+/// Looks at every session of one engine, and at what it lists besides.
+async fn resync(fleet: &Arc<Fleet>, name: &Arc<str>) {
+    let Some(port) = fleet.engines.get(name) else { return };
+    let cells: Vec<_> = fleet.cells.pin().values().cloned().collect();
+    stream::iter(cells)
+        .filter(|cell| {
+            let here = cell.lock().plan.engine == *name;
+            async move { here }
+        })
+        .for_each_concurrent(INSPECTIONS_MAX, |cell| async move {
+            judge(&cell, None).await;
+        })
+        .await;
+    fleet.adopt_listed(port, None).await;
+}
+
+/// Asks the engine about one session and tells its machine. `suspected` is the generation whose
+/// instance refused a connection.
+pub(super) async fn judge(cell: &Arc<Cell>, suspected: Option<Generation>) -> Verdict {
+    let mut vouched = cell.inspection.lock().await;
+    let (before, plan, life) = {
+        let mut core = cell.lock();
+        let before = look(cell, &core);
+        core.look_again |= before == Look::Busy;
+        let placed = core.placed.as_ref();
+        let plan = placed.map_or_else(|| Arc::clone(&core.plan), |placed| Arc::clone(&placed.plan));
+        (before, plan, placed.and_then(|placed| placed.life.clone()))
+    };
+    let generation = match before {
+        Look::Busy => return Verdict::Gone,
+        Look::Running(generation) | Look::Asleep(generation, _) => generation,
+    };
+    let now = tokio::time::Instant::now().into_std();
+    if let Some(suspected) = suspected {
+        if before != Look::Running(suspected) {
+            return Verdict::Gone;
+        }
+        let fresh = |(g, at): (_, std::time::Instant)| {
+            g == suspected && now.saturating_duration_since(at) < VOUCHED
+        };
+        if vouched.is_some_and(fresh) {
+            return Verdict::Runs;
+        }
+    }
+    let found = match cell.fleet.inspect_whole(cell, &plan).await {
+        Ok(found) => found,
+        Err(error) => {
+            let session = &cell.session;
+            tracing::warn!(%session, %error, "cannot ask the engine about an instance");
+            return Verdict::Runs;
+        }
+    };
+    let event = verdict(before, found, life.as_ref(), cell.fleet.deepest(&plan.engine));
+    let Some(event) = event else {
+        *vouched = Some((generation, now));
+        return Verdict::Runs;
+    };
+    cell.fleet.apply(cell, "found by the engine", |core, now, out| {
+        // What was seen may be about a life that has ended since.
+        if look(cell, core) == before {
+            core.look_again |= matches!(before, Look::Running(_));
+            core.machine.handle(event, now, out);
+        }
+    });
+    Verdict::Gone
+}
+
+/// An engine call for this session has ended: looks, if something was reported meanwhile.
+pub(super) fn look_again(cell: &Arc<Cell>) {
+    if std::mem::take(&mut cell.lock().look_again) {
+        let looked = Arc::clone(cell);
+        cell.fleet.tasks.spawn(async move { judge(&looked, None).await });
+    }
+}
+
+/// What an inspection can be about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// An engine call is under way: its own answer counts.
+    Busy,
+    Running(Generation),
+    Asleep(Generation, Depth),
+}
+
+fn look(cell: &Cell, core: &Core) -> Look {
+    let generation = core.machine.generation();
+    match core.machine.state() {
+        State::Awake { .. } | State::Idle { .. } => Look::Running(generation),
+        State::Waking { .. } if cell.phase() == Phase::GettingReady => Look::Running(generation),
+        State::Asleep { depth, .. } => Look::Asleep(generation, *depth),
+        State::Waking { .. } | State::Stopping { .. } => Look::Busy,
+    }
+}
+
+fn verdict(
+    before: Look,
+    found: Option<Instance>,
+    life: Option<&Life>,
+    deepest: Depth,
+) -> Option<Event> {
+    match (before, found.map(|instance| (instance.state, instance.life))) {
+        (Look::Busy, _) => None,
+        (Look::Running(g), None) => Some(Event::Lost(g, deepest)),
+        (Look::Running(g), Some((InstanceState::Asleep(depth), _))) => Some(Event::Lost(g, depth)),
+        // Somebody restarted it: that life is over; the look after its stop finds the new one.
+        (Look::Running(g), Some((InstanceState::Running(_), now))) => {
+            let other = life.is_some() && now.as_ref() != life;
+            other.then_some(Event::Lost(g, Depth::Stopped))
+        }
+        (Look::Asleep(..), Some((InstanceState::Running(_), _))) => Some(Event::Found),
+        (Look::Asleep(g, depth), Some((InstanceState::Asleep(now), _))) => {
+            (now != depth).then_some(Event::Lost(g, now))
+        }
+        (Look::Asleep(g, depth), None) => (depth < deepest).then_some(Event::Lost(g, deepest)),
+    }
+}
+
+impl Fleet {
+    /// What the engine says of a session's instance.
+    pub(super) async fn inspect_whole(
+        &self,
+        cell: &Cell,
+        plan: &Plan,
+    ) -> Result<Option<Instance>, engine::Error> {
+        match self.engines.get(&plan.engine) {
+            Some(port) => port.engine.inspect(&cell.session, &plan.spec).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The same, the state alone.
+    pub(super) async fn inspect(
+        &self,
+        cell: &Cell,
+        plan: &Plan,
+    ) -> Result<Option<InstanceState>, engine::Error> {
+        Ok(self.inspect_whole(cell, plan).await?.map(|instance| instance.state))
+    }
+}

@@ -1,0 +1,87 @@
+//! Whether an instance answers: tried from 1 ms after the engine's word, doubling to 50 ms.
+
+use std::{io, sync::Arc, time::Duration};
+
+use http_body_util::Empty;
+use hyper::{Request, body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::{sleep, timeout},
+};
+
+use super::{cell::Cell, tls};
+use crate::{
+    engine::{Health, InstanceState},
+    session::{Address, Plan, Probe},
+};
+
+const PAUSE_FIRST: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+/// One attempt: an instance that accepts and then says nothing is asked again after this.
+const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+
+/// Returns once the instance is ready. Whoever waits sets the limit.
+pub(super) async fn ready(cell: &Arc<Cell>, plan: &Plan, address: &Address) {
+    let mut pause = PAUSE_FIRST;
+    while !matches!(timeout(ATTEMPT_MAX, attempt(cell, plan, address)).await, Ok(true)) {
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = cell.changed.notified() => {}
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+async fn attempt(cell: &Arc<Cell>, plan: &Plan, address: &Address) -> bool {
+    match &plan.probe {
+        Probe::Tcp => connect(address).await.is_ok(),
+        Probe::Http { path, status } => match get(cell, plan, address, path).await {
+            Ok(answer) => status.map_or(answer < 500, |wanted| answer == wanted),
+            Err(_) => false,
+        },
+        Probe::Engine => match cell.fleet.inspect(cell, plan).await {
+            Ok(Some(InstanceState::Running(Health::Unchecked))) => connect(address).await.is_ok(),
+            Ok(Some(InstanceState::Running(health))) => health == Health::Healthy,
+            Ok(Some(InstanceState::Asleep(_)) | None) | Err(_) => false,
+        },
+    }
+}
+
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+async fn connect(address: &Address) -> io::Result<Box<dyn Connection>> {
+    Ok(match address {
+        Address::Tcp(address) => Box::new(TcpStream::connect(address).await?),
+        Address::Unix(path) => Box::new(UnixStream::connect(&**path).await?),
+    })
+}
+
+/// The status of one `GET path`, over TLS where the instance speaks it.
+async fn get(
+    cell: &Cell,
+    plan: &Plan,
+    address: &Address,
+    path: &str,
+) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
+    let mut stream = connect(address).await?;
+    if let Some(options) = &plan.tls {
+        stream = Box::new(tls::connect(stream, &options.sni).await?);
+    }
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get(path)
+        .header("host", cell.session.host())
+        .header("user-agent", concat!("dormouse-probe/", env!("CARGO_PKG_VERSION")))
+        .header("connection", "close")
+        .body(Empty::<Bytes>::new())?;
+    // The connection is driven here and ends with this attempt: nothing is left behind.
+    tokio::select! {
+        answer = sender.send_request(request) => Ok(answer?.status().as_u16()),
+        ended = connection => {
+            ended?;
+            Err("closed without an answer".into())
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What an operator sees of a session.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Serialize, Serializer};
+
+use super::{Fleet, Moment, cell::Cell};
+use crate::{
+    metrics::METRICS,
+    session::machine::State,
+};
+
+/// One session as it is now.
+#[derive(Clone, Debug, Serialize)]
+pub struct SessionView {
+    /// Its canonical host.
+    pub host: String,
+    /// Its route's name.
+    pub route: String,
+    /// Its engine's name.
+    pub engine: String,
+    /// `asleep`, `waking`, `awake`, `idle` or `stopping`.
+    pub state: &'static str,
+    /// How deep it sleeps, or is going to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<&'static str>,
+    /// What it is busy with, while waking or stopping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<&'static str>,
+    /// The life that runs, or the last one.
+    pub generation: u64,
+    /// Requests, streams and sockets that hold it awake, waiting ones included.
+    pub leases: u32,
+    /// Where the instance listens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Milliseconds until it sleeps, or sleeps deeper.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sleeps_in_ms: Option<u64>,
+    /// The depth it then goes to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sleeps_to: Option<&'static str>,
+    /// Milliseconds until a client may wake it, after a failed wake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cooldown_ms: Option<u64>,
+    /// The engine's last complaint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// Its route is gone: it sleeps once nobody uses it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub retired: bool,
+    /// Its last transitions, oldest first.
+    pub history: Vec<Moment>,
+}
+
+impl Fleet {
+    /// Every session, by host.
+    pub fn sessions(&self) -> Vec<SessionView> {
+        let mut views: Vec<_> = self.cells.pin().values().map(|cell| view(cell)).collect();
+        views.sort_by(|a, b| a.host.cmp(&b.host));
+        views
+    }
+
+    /// One session.
+    pub fn session(&self, host: &str) -> Option<SessionView> {
+        self.cells.pin().get(host).map(|cell| view(cell))
+    }
+
+    /// Sets the gauge of sessions by state to what is true now.
+    pub fn count_sessions(&self) {
+        for state in ["asleep", "waking", "awake", "idle", "stopping"] {
+            METRICS.sessions.with_label_values(&[state]).set(0);
+        }
+        for cell in self.cells.pin().values() {
+            let state = cell.lock().machine.state().name();
+            METRICS.sessions.with_label_values(&[state]).inc();
+        }
+    }
+}
+
+fn view(cell: &Cell) -> SessionView {
+    let core = cell.lock();
+    let now = tokio::time::Instant::now().into_std();
+    let until = |at: std::time::Instant| millis(at.saturating_duration_since(now));
+    let state = core.machine.state();
+    let (depth, address, cooldown) = match state {
+        State::Asleep { depth, not_before, .. } => {
+            (Some(*depth), None, not_before.filter(|at| now < *at))
+        }
+        State::Stopping { to, .. } => (Some(*to), None, None),
+        State::Waking { .. } => (None, None, None),
+        State::Awake { endpoint, .. } | State::Idle { endpoint, .. } => {
+            (None, Some(endpoint.address.to_string()), None)
+        }
+    };
+    let busy = matches!(state, State::Waking { .. } | State::Stopping { .. });
+    let next = core.machine.next_sleep();
+    SessionView {
+        host: cell.session.host().to_owned(),
+        route: core.plan.route.to_string(),
+        engine: core.plan.engine.to_string(),
+        state: state.name(),
+        depth: depth.map(|depth| depth.as_str()),
+        phase: busy.then(|| cell.phase().as_str()),
+        generation: core.machine.generation().0,
+        leases: core.machine.leases(),
+        address,
+        sleeps_in_ms: next.map(|(at, _)| until(at)),
+        sleeps_to: next.map(|(_, to)| to.as_str()),
+        cooldown_ms: cooldown.map(until),
+        last_error: core.last_error.clone(),
+        retired: core.machine.is_retired(),
+        history: core.history.iter().cloned().collect(),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) fn unix_ms<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(millis(at.duration_since(UNIX_EPOCH).unwrap_or_default()))
+}

@@ -1,0 +1,124 @@
+//! All metric names and labels, in one place. Labels come from closed sets, never from clients.
+
+use std::sync::LazyLock;
+
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+};
+
+/// Every metric of the process.
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+/// The metrics by name.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests by how they ended: `class` is `1xx` … `5xx`, or `gone` when the client left.
+    pub requests: IntCounterVec,
+    /// Requests that were refused, by reason.
+    pub refused: IntCounterVec,
+    /// Requests that wait for a session right now.
+    pub held: IntGauge,
+    /// How long requests were held, in seconds.
+    pub hold_seconds: Histogram,
+    /// Connections that are open right now.
+    pub connections: IntGauge,
+    /// Connections closed at once because `limits.connections` was reached.
+    pub connections_refused: IntCounter,
+    /// Wakes by engine and result.
+    pub wakes: IntCounterVec,
+    /// How long wakes took, by engine and part (`queued`, `engine`, `ready`), in seconds.
+    pub wake_seconds: HistogramVec,
+    /// Sleeps by engine, depth and result.
+    pub sleeps: IntCounterVec,
+    /// Sessions by state, counted when asked.
+    pub sessions: IntGaugeVec,
+    /// Reloads of the routes, by result.
+    pub reloads: IntCounterVec,
+    /// Errors in the route files as they are on disk now.
+    pub route_errors: IntGauge,
+    /// Routes that are live.
+    pub routes: IntGauge,
+    /// When the process started, in seconds since 1970.
+    pub start_time: Gauge,
+}
+
+/// Upper bounds in seconds: from a resumed process to a machine that boots.
+const BUCKETS: [f64; 14] =
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+impl Metrics {
+    fn new() -> Self {
+        let registry = Registry::new();
+        let opts = |name: &str, help: &str| Opts::new(format!("dormouse_{name}"), help);
+        let times = |name: &str, help: &str| {
+            HistogramOpts::new(format!("dormouse_{name}"), help).buckets(BUCKETS.to_vec())
+        };
+        let counter = |name, help| register(&registry, IntCounter::with_opts(opts(name, help)));
+        let gauge = |name, help| register(&registry, IntGauge::with_opts(opts(name, help)));
+        let counters = |name, help, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(opts(name, help), labels))
+        };
+        let start_time = register(
+            &registry,
+            Gauge::with_opts(opts("start_time_seconds", "When the process started.")),
+        );
+        start_time.set(
+            std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs_f64(),
+        );
+        Self {
+            requests: counters("requests_total", "Requests by class of answer.", &["class"]),
+            refused: counters("refused_total", "Requests refused, by reason.", &["reason"]),
+            held: gauge("held_requests", "Requests that wait for a session."),
+            hold_seconds: register(
+                &registry,
+                Histogram::with_opts(times("hold_seconds", "How long requests were held.")),
+            ),
+            connections: gauge("connections", "Client connections that are open."),
+            connections_refused: counter(
+                "connections_refused_total",
+                "Connections closed because limits.connections was reached.",
+            ),
+            wakes: counters("wakes_total", "Wakes by result.", &["engine", "result"]),
+            wake_seconds: register(
+                &registry,
+                HistogramVec::new(
+                    times("wake_seconds", "How long the parts of a wake took."),
+                    &["engine", "part"],
+                ),
+            ),
+            sleeps: counters("sleeps_total", "Sleeps by result.", &["engine", "to", "result"]),
+            sessions: register(
+                &registry,
+                IntGaugeVec::new(opts("sessions", "Sessions by state."), &["state"]),
+            ),
+            reloads: counters("reloads_total", "Reloads of the routes.", &["result"]),
+            route_errors: gauge("route_errors", "Errors in the route files on disk."),
+            routes: gauge("routes", "Routes that are live."),
+            start_time,
+            registry,
+        }
+    }
+
+    /// Everything in the Prometheus text format.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "cannot render the metrics");
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+}
+
+fn register<M: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
+    let metric = metric.expect("the names above are valid");
+    registry.register(Box::new(metric.clone())).expect("the names above are distinct");
+    metric
+}

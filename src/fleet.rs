@@ -250,8 +250,7 @@ impl Fleet {
             if core.timer_at == Some(at) {
                 core.timer_at = None;
             }
-            let dozing =
-                matches!(core.machine.state(), State::Idle { .. } | State::Asleep { .. });
+            let dozing = matches!(core.machine.state(), State::Idle { .. } | State::Asleep { .. });
             if dozing && !may_sleep {
                 self.arm(cell, core, now + Duration::from_secs(1));
             } else {

@@ -90,4 +90,3 @@ impl Fleet {
         self.tasks.spawn_on(task, &self.handle());
     }
 }
-

@@ -53,9 +53,8 @@ impl Gate {
 
     /// Waits for the first outcome of `generation` or a later one.
     pub(super) async fn pass(gate: &mut watch::Receiver<Self>, generation: Generation) -> Passed {
-        let settled = |gate: &Self| {
-            generation <= gate.generation && !matches!(gate.outcome, Outcome::Shut)
-        };
+        let settled =
+            |gate: &Self| generation <= gate.generation && !matches!(gate.outcome, Outcome::Shut);
         match gate.wait_for(settled).await {
             Ok(gate) if gate.generation == generation => match &gate.outcome {
                 Outcome::Open(endpoint, times) => Passed::Open(endpoint.clone(), *times),

@@ -1,7 +1,10 @@
 //! TLS for the readiness probe. It asks whether the instance answers, sends nothing secret and
 //! trusts nothing it hears, so it takes any certificate; the edge checks them where it forwards.
 
-use std::{io, sync::{Arc, LazyLock}};
+use std::{
+    io,
+    sync::{Arc, LazyLock},
+};
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,

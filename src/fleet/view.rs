@@ -5,10 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Serialize, Serializer};
 
 use super::{Fleet, Moment, cell::Cell};
-use crate::{
-    metrics::METRICS,
-    session::machine::State,
-};
+use crate::{metrics::METRICS, session::machine::State};
 
 /// One session as it is now.
 #[derive(Clone, Debug, Serialize)]

@@ -1,0 +1,393 @@
+//! The edge: Pingora's hooks, each a few lines. A request's path is `request_filter` (route) →
+//! `upstream_peer` (lease, hold) → `upstream_request_filter` → the instance → `response_filter`;
+//! dropping [`Ctx`] gives the lease back, for a WebSocket when the socket closes.
+//!
+//! It must not know engines.
+
+mod headers;
+mod hold;
+mod listen;
+mod peer;
+mod respond;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use pingora::{
+    Error, ErrorSource, ErrorType, Result,
+    http::{RequestHeader, ResponseHeader},
+    protocols::Digest,
+    proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session as Downstream},
+    upstreams::peer::HttpPeer,
+};
+use tokio::time::Instant;
+
+pub use listen::Listener;
+
+use crate::{
+    fleet::{Fleet, Lease, Verdict},
+    metrics::METRICS,
+    route::{Route, RouteTable, canonical_host},
+    session::machine::Asker,
+};
+use listen::Connection;
+use respond::Answer;
+
+/// How often one request may try to connect.
+const CONNECTS_MAX: u32 = 3;
+
+/// `[timeouts]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// Between two reads of a request's body, until its answer begins.
+    pub client_body: Duration,
+    /// A connection without a request.
+    pub client_idle: Duration,
+    /// Connecting to an instance.
+    pub connect: Duration,
+    /// Between two reads of an answer.
+    pub answer: Duration,
+    /// A pooled connection to an instance.
+    pub upstream_idle: Duration,
+}
+
+/// The proxy.
+pub struct Edge {
+    table: Arc<ArcSwap<RouteTable>>,
+    fleet: Arc<Fleet>,
+    timeouts: Timeouts,
+    requests: Arc<AtomicUsize>,
+}
+
+impl Edge {
+    /// `requests` counts those that are under way.
+    pub fn new(
+        table: Arc<ArcSwap<RouteTable>>,
+        fleet: Arc<Fleet>,
+        timeouts: Timeouts,
+        requests: Arc<AtomicUsize>,
+    ) -> Self {
+        Self { table, fleet, timeouts, requests }
+    }
+
+    /// The route of the request's host, and the canonical host.
+    fn route(&self, request: &RequestHeader) -> Result<(Arc<Route>, Arc<str>), Answer> {
+        let host = one_host(request)?;
+        let host = canonical_host(host).ok_or(Answer::BadHost)?;
+        let table = self.table.load();
+        let route = table.lookup(&host).ok_or(Answer::NoSuchHost)?;
+        Ok((Arc::clone(route), host.into()))
+    }
+
+    /// The instance to send the request to: leased, held for, and not known to be dead.
+    async fn peer(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<Box<HttpPeer>, Answer> {
+        let (route, host) = ctx.target.clone().ok_or(Answer::Internal)?;
+        if let Some(failed) = ctx.connect_failed.take() {
+            self.after_failed_connect(ctx, failed).await?;
+        }
+        let lease = match ctx.lease.take() {
+            Some(lease) => lease,
+            None => self
+                .fleet
+                .acquire(&host, Asker::Client, || route.plan(&host))
+                .map_err(Answer::Refused)?,
+        };
+        // In `ctx` while it waits, so that whatever ends the request gives it back.
+        let lease = ctx.lease.insert(lease);
+        let endpoint = hold::ready(downstream, lease).await?;
+        ctx.connect_began = Some(Instant::now());
+        ctx.connects += 1;
+        let manner = peer::Manner::of(downstream.req_header());
+        let tls = route.tls(&host);
+        peer::build(&endpoint, lease, &route, tls, manner, &self.timeouts)
+            .map_err(|_| Answer::Internal)
+    }
+
+    /// A refused connection is a reason to ask the engine, not to give the instance up.
+    async fn after_failed_connect(&self, ctx: &mut Ctx, failed: Instant) -> Result<(), Answer> {
+        let Some(lease) = &ctx.lease else { return Ok(()) };
+        match self.fleet.suspect(lease).await {
+            Verdict::Gone => ctx.lease = None,
+            Verdict::Runs => {
+                let until = failed + self.timeouts.connect;
+                let endpoint = lease.endpoint().cloned().ok_or(Answer::Internal)?;
+                if !peer::listens(&endpoint, until).await {
+                    return Err(Answer::NotListening);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The one host that a request names: in its target, in `Host`, or the same in both.
+fn one_host(request: &RequestHeader) -> Result<&str, Answer> {
+    let mut named = request.headers.get_all(http::header::HOST).iter();
+    let header = match (named.next(), named.next()) {
+        (_, Some(_)) => return Err(Answer::BadHost),
+        (None, None) => None,
+        (Some(host), None) => Some(host.to_str().map_err(|_| Answer::BadHost)?),
+    };
+    let target = request.uri.authority().map(http::uri::Authority::as_str);
+    match (target, header) {
+        (Some(target), Some(header)) if canonical_host(target) != canonical_host(header) => {
+            Err(Answer::BadHost)
+        }
+        (Some(host), _) | (None, Some(host)) => Ok(host),
+        (None, None) => Err(Answer::BadHost),
+    }
+}
+
+/// One request's state, from its head to its last byte.
+pub struct Ctx {
+    id: String,
+    target: Option<(Arc<Route>, Arc<str>)>,
+    lease: Option<Lease>,
+    answer: Option<Answer>,
+    connects: u32,
+    connect_began: Option<Instant>,
+    connect_took: Duration,
+    connect_failed: Option<Instant>,
+    connection: Option<Arc<Connection>>,
+    requests: Arc<AtomicUsize>,
+}
+
+impl fmt::Debug for Ctx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ctx({})", self.id)
+    }
+}
+
+impl Drop for Ctx {
+    fn drop(&mut self) {
+        self.requests.fetch_sub(1, Ordering::AcqRel);
+        if let Some(connection) = &self.connection {
+            connection.request_ended();
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        self.requests.fetch_add(1, Ordering::AcqRel);
+        Ctx {
+            id: String::new(),
+            target: None,
+            lease: None,
+            answer: None,
+            connects: 0,
+            connect_began: None,
+            connect_took: Duration::ZERO,
+            connect_failed: None,
+            connection: None,
+            requests: Arc::clone(&self.requests),
+        }
+    }
+
+    /// We neither cache nor compress; without modules Pingora walks a shorter path.
+    fn init_downstream_modules(&self, _: &mut pingora::modules::http::HttpModules) {}
+
+    async fn early_request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<()> {
+        if let Some(connection) = Connection::of(downstream.digest()) {
+            connection.request_began();
+            ctx.connection = Some(Arc::clone(connection));
+        }
+        downstream.set_read_timeout(Some(self.timeouts.client_body));
+        // Bytes of a next request that come during a hold are kept for it.
+        downstream.set_pipelining_enabled(true);
+        if downstream.get_keepalive().is_some() {
+            downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
+        }
+        ctx.id = headers::request_id(&downstream.req_header().headers);
+        Ok(())
+    }
+
+    async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
+        match self.route(downstream.req_header()) {
+            Ok(target) => {
+                ctx.target = Some(target);
+                Ok(false)
+            }
+            Err(answer) => {
+                ctx.answer = Some(answer);
+                METRICS.refused.with_label_values(&[answer.reason()]).inc();
+                respond::send(downstream, answer, &ctx.id).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(
+        &self,
+        downstream: &mut Downstream,
+        ctx: &mut Ctx,
+    ) -> Result<Box<HttpPeer>> {
+        self.peer(downstream, ctx).await.map_err(|answer| {
+            ctx.answer = Some(answer);
+            Error::new_str("answered by the edge")
+        })
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Downstream,
+        reused: bool,
+        _: &HttpPeer,
+        _: std::os::unix::io::RawFd,
+        _: Option<&Digest>,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let Some(began) = ctx.connect_began.filter(|_| !reused) {
+            ctx.connect_took = began.elapsed();
+        }
+        Ok(())
+    }
+
+    /// Nothing was sent yet, so the request may go to another life, or try this one again.
+    fn fail_to_connect(
+        &self,
+        _: &mut Downstream,
+        _: &HttpPeer,
+        ctx: &mut Ctx,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        ctx.connect_failed = Some(Instant::now());
+        error.set_retry(ctx.connects < CONNECTS_MAX && !is_tls(error.etype()));
+        error
+    }
+
+    /// Never replayed once a byte of it may have reached the instance.
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        _: &mut Downstream,
+        mut error: Box<Error>,
+        _: &mut Ctx,
+        _: bool,
+    ) -> Box<Error> {
+        error.set_retry(false);
+        error
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        downstream: &mut Downstream,
+        upstream: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let Some((route, host)) = &ctx.target else { return Ok(()) };
+        headers::forwarded(downstream, upstream, host, &ctx.id)?;
+        headers::keep_trailers(downstream.req_header(), upstream)?;
+        for (name, value) in route.set_headers(host) {
+            upstream.insert_header(name, value)?;
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        downstream: &mut Downstream,
+        answer: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        // From here on both sides may stream as slowly as they like.
+        downstream.set_read_timeout(None);
+        answer.insert_header("x-request-id", &ctx.id)?;
+        if let Some(held) = ctx.lease.as_ref().and_then(Lease::held) {
+            headers::server_timing(answer, held, ctx.connect_took)?;
+        }
+        Ok(())
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        downstream: &mut Downstream,
+        error: &Error,
+        ctx: &mut Ctx,
+    ) -> FailToProxy {
+        let answer = ctx.answer.unwrap_or_else(|| answer_to(error, ctx));
+        ctx.answer = Some(answer);
+        METRICS.refused.with_label_values(&[answer.reason()]).inc();
+        let session = ctx.target.as_ref().map_or("", |(_, host)| host);
+        let id = &ctx.id;
+        match answer {
+            Answer::Broken | Answer::Silent | Answer::NotListening | Answer::Internal => {
+                tracing::warn!(session, id, %error, "{}", answer.reason());
+            }
+            _ => tracing::debug!(session, id, %error, "{}", answer.reason()),
+        }
+        let began = downstream.response_written().is_some();
+        if !began && respond::send(downstream, answer, id).await.is_err() {
+            ctx.answer = Some(Answer::ClientLeft);
+        }
+        FailToProxy { error_code: answer.status(), can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, downstream: &mut Downstream, _: Option<&Error>, ctx: &mut Ctx) {
+        let status = downstream.response_written().map_or(0, |answer| answer.status.as_u16());
+        let class = match status {
+            100..200 => "1xx",
+            200..300 => "2xx",
+            300..400 => "3xx",
+            400..500 => "4xx",
+            500..600 => "5xx",
+            _ => "gone",
+        };
+        METRICS.requests.with_label_values(&[class]).inc();
+        let host = ctx.target.as_ref().map_or("", |(_, host)| host);
+        tracing::debug!(id = ctx.id, session = host, status, "request");
+    }
+
+    /// We log what became of a request ourselves, in `fail_to_proxy`.
+    fn suppress_error_log(&self, _: &Downstream, _: &Ctx, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Downstream,
+        _: &Ctx,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+fn is_tls(kind: &ErrorType) -> bool {
+    matches!(
+        kind,
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::TLSWantX509Lookup
+    )
+}
+
+/// What Pingora's error means for the client.
+fn answer_to(error: &Error, ctx: &Ctx) -> Answer {
+    match (error.esource(), error.etype()) {
+        (ErrorSource::Downstream, ErrorType::ReadTimedout) => Answer::BodyTimedOut,
+        (
+            ErrorSource::Downstream,
+            ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::WriteTimedout
+            | ErrorType::ConnectionClosed
+            | ErrorType::H2Error,
+        ) => Answer::ClientLeft,
+        (ErrorSource::Downstream, _) => Answer::BadRequest,
+        (ErrorSource::Upstream, ErrorType::ReadTimedout) => Answer::Silent,
+        (ErrorSource::Upstream, _) if ctx.connect_failed.is_some() => Answer::NotListening,
+        (ErrorSource::Upstream, _) => Answer::Broken,
+        (ErrorSource::Internal | ErrorSource::Unset, _) => Answer::Internal,
+    }
+}

@@ -1,0 +1,89 @@
+//! The headers that the edge itself speaks for: forwarding, request id, timings.
+
+use std::{fmt::Write, net::IpAddr, time::Duration};
+
+use http::{HeaderMap, HeaderValue, header};
+use pingora::{Result, http::RequestHeader, http::ResponseHeader, proxy::Session as Downstream};
+
+use crate::fleet::Held;
+
+/// Longer ones are replaced: an id is for logs.
+const REQUEST_ID_MAX: usize = 128;
+
+/// The client's own id if it is a harmless one, else a new one.
+pub(super) fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
+    let harmless = |id: &&str| {
+        (1..=REQUEST_ID_MAX).contains(&id.len())
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    given.filter(harmless).map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+}
+
+/// Says for whom the request is forwarded. What the client claimed of that is dropped: nobody in
+/// front of this edge is trusted yet.
+pub(super) fn forwarded(
+    downstream: &Downstream,
+    upstream: &mut RequestHeader,
+    host: &str,
+    id: &str,
+) -> Result<()> {
+    let client = downstream.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+    let tls = downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+    let proto = if tls { "https" } else { "http" };
+    for forged in ["x-forwarded-server", "x-forwarded-port", "x-real-ip"] {
+        upstream.remove_header(forged);
+    }
+    match client {
+        Some(client) => upstream.insert_header("x-forwarded-for", client.to_string())?,
+        None => drop(upstream.remove_header("x-forwarded-for")),
+    }
+    upstream.insert_header("x-forwarded-proto", proto)?;
+    upstream.insert_header("x-forwarded-host", host)?;
+    upstream.insert_header("forwarded", rfc7239(client, host, proto))?;
+    upstream.insert_header("x-request-id", id)?;
+    Ok(())
+}
+
+/// RFC 7239: an IPv6 address is bracketed and quoted.
+fn rfc7239(client: Option<IpAddr>, host: &str, proto: &str) -> String {
+    let client = match client {
+        Some(IpAddr::V4(v4)) => v4.to_string(),
+        Some(IpAddr::V6(v6)) => format!("\"[{v6}]\""),
+        None => "unknown".to_owned(),
+    };
+    format!("for={client};host={host};proto={proto}")
+}
+
+/// RFC 9110, 7.6.1: trailers may be asked for hop by hop; gRPC insists on it.
+pub(super) fn keep_trailers(downstream: &RequestHeader, upstream: &mut RequestHeader) -> Result<()> {
+    let wants = |te: &HeaderValue| {
+        te.to_str().is_ok_and(|te| te.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")))
+    };
+    if downstream.headers.get(header::TE).is_some_and(wants) {
+        upstream.insert_header(header::TE, "trailers")?;
+    }
+    Ok(())
+}
+
+/// The waterfall of a wake, for the browser's network panel.
+pub(super) fn server_timing(
+    answer: &mut ResponseHeader,
+    held: Held,
+    connect: Duration,
+) -> Result<()> {
+    let parts = [
+        ("hold", held.hold),
+        ("engine", held.wake.queued + held.wake.engine),
+        ("ready", held.wake.ready),
+        ("connect", connect),
+    ];
+    let mut value = String::new();
+    for (name, took) in parts {
+        let comma = if value.is_empty() { "" } else { ", " };
+        let millis = took.as_secs_f64() * 1000.0;
+        write!(value, "{comma}{name};dur={millis:.3}").expect("a String takes all");
+    }
+    answer.append_header("server-timing", value)?;
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! What a connection must keep to before a request exists: a place among `limits.connections`, and
+//! a deadline for the whole request head, where Pingora has one for each read only.
+
+use std::{
+    fmt, io,
+    os::fd::RawFd,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use pingora::{
+    apps::{HttpServerApp, ServerApp},
+    http::ResponseHeader,
+    protocols::{
+        ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown,
+        SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest,
+        tls::SslDigest,
+    },
+    proxy::HttpProxy,
+    server::ShutdownWatch,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    sync::Semaphore,
+    time::{Instant, Sleep, sleep_until, timeout_at},
+};
+
+use super::Edge;
+use crate::metrics::METRICS;
+
+/// Accepts for the edge: every new connection passes here first.
+pub struct Listener {
+    proxy: Arc<HttpProxy<Edge>>,
+    places: Semaphore,
+    head: Duration,
+}
+
+impl Listener {
+    /// At most `connections` at once, each request head within `head`.
+    pub fn new(proxy: HttpProxy<Edge>, connections: usize, head: Duration) -> Self {
+        let places = Semaphore::new(connections.min(Semaphore::MAX_PERMITS));
+        Self { proxy: Arc::new(proxy), places, head }
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
+}
+
+#[async_trait]
+impl ServerApp for Listener {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let Ok(_place) = self.places.try_acquire() else {
+            METRICS.connections_refused.inc();
+            return None;
+        };
+        METRICS.connections.inc();
+        let guarded = Box::new(Guarded::new(stream, self.head));
+        self.proxy.process_new(guarded, shutdown).await;
+        METRICS.connections.dec();
+        None
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
+
+/// What the hooks know of the connection that a request came by.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// The client's socket. Open as long as the request is.
+    pub(super) socket: RawFd,
+    /// Whether a request is under way, head and all: no deadline runs then.
+    in_request: AtomicBool,
+}
+
+impl Connection {
+    /// The connection that a request came by.
+    pub(super) fn of(digest: Option<&Digest>) -> Option<&Arc<Self>> {
+        digest?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// The head is complete.
+    pub(super) fn request_began(&self) {
+        self.in_request.store(true, Ordering::Relaxed);
+    }
+
+    /// The next head may come.
+    pub(super) fn request_ended(&self) {
+        self.in_request.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A client's connection that ends when a request head takes too long.
+struct Guarded {
+    stream: Stream,
+    connection: Arc<Connection>,
+    digest: Arc<ProxyDigest>,
+    head: Duration,
+    /// When the head that is being read must be complete; runs from its first byte.
+    until: Option<Instant>,
+    /// Made only when a head does not come in one piece.
+    alarm: Option<Pin<Box<Sleep>>>,
+    /// Read while looking for an HTTP/2 preface.
+    peeked: BytesMut,
+}
+
+impl Guarded {
+    fn new(stream: Stream, head: Duration) -> Self {
+        let in_request = AtomicBool::new(false);
+        let connection = Arc::new(Connection { socket: stream.id(), in_request });
+        // Pingora carries this digest to every request: it is how the hooks find the connection.
+        let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
+        let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&connection));
+        let digest = Arc::new(ProxyDigest::new(Box::new(answer), Some(user_data)));
+        let peeked = BytesMut::new();
+        Self { stream, connection, digest, head, until: None, alarm: None, peeked }
+    }
+
+    /// Whether the head's time is over. Registers to be woken when it will be.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(until) = self.until else { return false };
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        alarm.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let in_request = self.connection.in_request.load(Ordering::Relaxed);
+        if in_request {
+            (self.until, self.alarm) = (None, None);
+        } else if self.is_late(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        if self.peeked.has_remaining() {
+            let n = buf.remaining().min(self.peeked.len());
+            buf.put_slice(&self.peeked.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if !in_request && self.until.is_none() && before < buf.filled().len() {
+            self.until = Some(Instant::now() + self.head);
+        }
+        read
+    }
+}
+
+#[async_trait]
+impl Peek for Guarded {
+    /// Reads until `buf` is full, or until it cannot become an HTTP/2 preface any more: a client
+    /// of HTTP/1.0 may send less than a preface and wait.
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let until = Instant::now() + self.head;
+        while self.peeked.len() < buf.len() && PREFACE.starts_with(&self.peeked) {
+            let read = self.stream.read_buf(&mut self.peeked);
+            match timeout_at(until, read).await {
+                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => read?,
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            };
+        }
+        self.until = Some(until);
+        let n = buf.len().min(self.peeked.len());
+        buf[..n].copy_from_slice(&self.peeked[..n]);
+        Ok(true)
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[async_trait]
+impl Shutdown for Guarded {
+    async fn shutdown(&mut self) {
+        Shutdown::shutdown(&mut *self.stream).await;
+    }
+}
+
+impl UniqueID for Guarded {
+    fn id(&self) -> UniqueIDType {
+        self.stream.id()
+    }
+}
+
+impl Ssl for Guarded {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.stream.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.stream.selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for Guarded {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.stream.get_timing_digest()
+    }
+}
+
+impl GetProxyDigest for Guarded {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(Arc::clone(&self.digest))
+    }
+}
+
+impl GetSocketDigest for Guarded {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.stream.get_socket_digest()
+    }
+}
+
+impl fmt::Debug for Guarded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stream.fmt(f)
+    }
+}

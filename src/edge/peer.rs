@@ -1,0 +1,108 @@
+//! Where a request goes: the instance of one generation, and how to speak to it.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use http::{HeaderValue, header};
+use pingora::{
+    Result,
+    http::RequestHeader,
+    protocols::{ALPN, TcpKeepalive},
+    upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy},
+};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::Timeouts;
+use crate::{
+    fleet::Lease,
+    route::{Protocol, Route},
+    session::{Address, Endpoint, UpstreamTls},
+};
+
+/// A host that is gone without a word is noticed within about half a minute, also on open sockets.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive {
+    idle: Duration::from_secs(15),
+    interval: Duration::from_secs(5),
+    count: 3,
+    user_timeout: Duration::ZERO,
+};
+
+/// How a request wants to be spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Manner {
+    grpc: bool,
+    /// WebSocket, gRPC and server-sent events may be silent for as long as they like.
+    patient: bool,
+}
+
+impl Manner {
+    pub(super) fn of(request: &RequestHeader) -> Self {
+        let starts = |name: header::HeaderName, with: &[u8]| {
+            request.headers.get(name).map(HeaderValue::as_bytes).is_some_and(|v| v.starts_with(with))
+        };
+        let grpc = starts(header::CONTENT_TYPE, b"application/grpc");
+        let events = starts(header::ACCEPT, b"text/event-stream");
+        let upgrade = request.headers.contains_key(header::UPGRADE);
+        Self { grpc, patient: grpc || events || upgrade }
+    }
+}
+
+/// The peer of a leased endpoint.
+pub(super) fn build(
+    endpoint: &Endpoint,
+    lease: &Lease,
+    route: &Route,
+    tls: Option<UpstreamTls>,
+    manner: Manner,
+    timeouts: &Timeouts,
+) -> Result<Box<HttpPeer>> {
+    let (verify, sni) = tls.map_or((false, String::new()), |tls| (tls.verify, tls.sni));
+    let mut peer = match &endpoint.address {
+        Address::Tcp(address) => HttpPeer::new(address, route.speaks_tls(), sni),
+        Address::Unix(path) => HttpPeer::new_uds(path, route.speaks_tls(), sni)?,
+    };
+    // A pooled connection belongs to one life of one session and is never used by another.
+    let mut hasher = DefaultHasher::new();
+    (lease.session_number(), endpoint.generation).hash(&mut hasher);
+    peer.group_key = hasher.finish();
+    let options = &mut peer.options;
+    options.verify_cert = verify;
+    options.verify_hostname = verify;
+    options.connection_timeout = Some(timeouts.connect);
+    options.total_connection_timeout = Some(timeouts.connect);
+    options.idle_timeout = Some(timeouts.upstream_idle);
+    options.read_timeout = (!manner.patient).then_some(timeouts.answer);
+    options.tcp_keepalive = Some(KEEPALIVE);
+    options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
+    options.alpn = match route.protocol {
+        Protocol::Http2 => ALPN::H2,
+        Protocol::Auto if manner.grpc => ALPN::H2,
+        Protocol::Auto | Protocol::Http1 => ALPN::H1,
+    };
+    Ok(Box::new(peer))
+}
+
+/// Waits until the endpoint takes a connection, at most until `until`: it runs, and may only just
+/// be opening its socket again.
+pub(super) async fn listens(endpoint: &Endpoint, until: Instant) -> bool {
+    let mut pause = Duration::from_millis(1);
+    let attempts = async {
+        loop {
+            let connected = match &endpoint.address {
+                Address::Tcp(address) => TcpStream::connect(address).await.is_ok(),
+                Address::Unix(path) => UnixStream::connect(&**path).await.is_ok(),
+            };
+            if connected {
+                return;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    };
+    timeout_at(until, attempts).await.is_ok()
+}

@@ -1,0 +1,219 @@
+//! Every answer of our own: what happened → status, header, sentence. Nothing internal is said.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, header};
+use pingora::{Result, http::ResponseHeader, proxy::Session as Downstream};
+use serde_json::json;
+
+use crate::{
+    fleet::{HoldEnd, Phase, Refusal},
+    session::Failure,
+};
+
+/// How a request ended without, or before, an answer of the instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// No route has this host.
+    NoSuchHost,
+    /// The request names no host, more than one, or none that can be.
+    BadHost,
+    /// The request cannot be understood.
+    BadRequest,
+    /// The request's body came too slowly.
+    BodyTimedOut,
+    /// The session was not leased.
+    Refused(Refusal),
+    /// The wake failed.
+    WakeFailed(Failure, Phase),
+    /// The instance runs, but takes no connection.
+    NotListening,
+    /// The instance ended, or spoke nonsense, under the request.
+    Broken,
+    /// The instance was silent for `timeouts.answer`.
+    Silent,
+    /// A fault of ours.
+    Internal,
+    /// Nobody is there to answer.
+    ClientLeft,
+}
+
+impl Answer {
+    pub(super) fn of_hold(end: HoldEnd) -> Self {
+        match end {
+            HoldEnd::Failed(failure, phase) => Self::WakeFailed(failure, phase),
+            HoldEnd::TimedOut(phase) => Self::WakeFailed(Failure::Timeout, phase),
+            HoldEnd::Refused(refusal) => Self::Refused(refusal),
+        }
+    }
+
+    /// 0 when there is nobody to answer.
+    pub(super) fn status(self) -> u16 {
+        match self {
+            Self::ClientLeft => 0,
+            Self::BadHost | Self::BadRequest => 400,
+            Self::NoSuchHost | Self::Refused(Refusal::Retired) => 404,
+            Self::WakeFailed(Failure::Retired, _) => 404,
+            Self::BodyTimedOut => 408,
+            Self::Internal => 500,
+            Self::NotListening | Self::Broken => 502,
+            Self::WakeFailed(Failure::EngineRefused | Failure::Died, _) => 502,
+            Self::Refused(
+                Refusal::SessionFull
+                | Refusal::HeldFull
+                | Refusal::SessionsFull
+                | Refusal::CoolingDown(_)
+                | Refusal::StopFailing(_)
+                | Refusal::Busy,
+            ) => 503,
+            Self::WakeFailed(
+                Failure::EngineBusy | Failure::PutToSleep | Failure::StopFailing,
+                _,
+            ) => 503,
+            Self::WakeFailed(Failure::Timeout, _) | Self::Silent => 504,
+        }
+    }
+
+    /// The label of the metric.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::NoSuchHost => "no_such_host",
+            Self::BadHost | Self::BadRequest => "bad_request",
+            Self::BodyTimedOut => "body_timeout",
+            Self::Refused(Refusal::SessionFull) => "session_full",
+            Self::Refused(Refusal::HeldFull) => "held_full",
+            Self::Refused(Refusal::SessionsFull) => "sessions_full",
+            Self::Refused(Refusal::CoolingDown(_)) => "cooling_down",
+            Self::Refused(Refusal::StopFailing(_)) => "stop_failing",
+            Self::Refused(Refusal::Retired) | Self::WakeFailed(Failure::Retired, _) => "retired",
+            Self::Refused(Refusal::Busy) => "busy",
+            Self::WakeFailed(Failure::Timeout, _) => "wake_timeout",
+            Self::WakeFailed(_, _) => "wake_failed",
+            Self::NotListening => "not_listening",
+            Self::Broken => "broken",
+            Self::Silent => "silent",
+            Self::Internal => "internal",
+            Self::ClientLeft => "client_left",
+        }
+    }
+
+    fn retry_after(self) -> Option<Duration> {
+        let one = Duration::from_secs(1);
+        match self {
+            Self::Refused(Refusal::CoolingDown(after) | Refusal::StopFailing(after)) => {
+                Some(after.max(one))
+            }
+            Self::Refused(_) | Self::WakeFailed(..) => {
+                matches!(self.status(), 503 | 504).then_some(one)
+            }
+            _ => None,
+        }
+    }
+
+    /// What happened, and what to do.
+    fn sentences(self) -> (&'static str, String) {
+        let (title, detail) = match self {
+            Self::NoSuchHost => ("No such host", "No session has this address. Check the spelling."),
+            Self::BadHost => ("Bad host", "The request must name exactly one valid host."),
+            Self::BadRequest => ("Bad request", "The request cannot be understood."),
+            Self::BodyTimedOut => ("Request too slow", "The request's body came too slowly."),
+            Self::Refused(Refusal::SessionFull | Refusal::HeldFull | Refusal::SessionsFull) => {
+                ("Too many requests are waiting", "Try again in a moment.")
+            }
+            Self::Refused(Refusal::CoolingDown(_)) => {
+                ("The session could not be started", "It failed a moment ago. Try again shortly.")
+            }
+            Self::Refused(Refusal::StopFailing(_)) => {
+                ("The session cannot be restarted yet", "Its last run has not ended. Try again.")
+            }
+            Self::Refused(Refusal::Busy) => ("The session is changing", "Try again in a moment."),
+            Self::Refused(Refusal::Retired) | Self::WakeFailed(Failure::Retired, _) => {
+                ("No such host", "This session has been removed.")
+            }
+            Self::WakeFailed(Failure::Timeout, phase) => {
+                let detail = format!("It is {}. Try again in a moment.", phase.as_str());
+                return ("The session did not start in time", detail);
+            }
+            Self::WakeFailed(Failure::EngineBusy | Failure::PutToSleep, _) => {
+                ("The session could not be started", "This may pass. Try again in a moment.")
+            }
+            Self::WakeFailed(Failure::StopFailing, _) => {
+                ("The session cannot be restarted yet", "Its last run has not ended. Try again.")
+            }
+            Self::WakeFailed(Failure::EngineRefused | Failure::Died, _) => (
+                "The session could not be started",
+                "Ask the operator, and give the request id below.",
+            ),
+            Self::NotListening => ("The session does not answer", "Try again in a moment."),
+            Self::Broken => ("The session ended", "It ended while it answered. Try again."),
+            Self::Silent => ("The session is silent", "It took the request and did not answer."),
+            Self::Internal => ("Internal error", "Ask the operator, and give the request id below."),
+            Self::ClientLeft => ("Client left", ""),
+        };
+        (title, detail.to_owned())
+    }
+}
+
+/// Sends the answer. The connection is kept only where the request had no body left to read.
+pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) -> Result<()> {
+    let status = answer.status();
+    if status == 0 {
+        downstream.set_keepalive(None);
+        return Ok(());
+    }
+    let page = wants_page(downstream);
+    let head_only = downstream.req_header().method == Method::HEAD;
+    if !downstream.as_downstream_mut().is_body_empty() {
+        downstream.set_keepalive(None);
+    }
+    let (body, kind) = if page {
+        (html(answer, id), "text/html; charset=utf-8")
+    } else {
+        (problem(answer, id), "application/problem+json")
+    };
+    let mut header = ResponseHeader::build(status, Some(6))?;
+    header.insert_header(header::CONTENT_TYPE, kind)?;
+    header.insert_header(header::CONTENT_LENGTH, body.len())?;
+    header.insert_header(header::CACHE_CONTROL, "no-store")?;
+    header.insert_header("x-request-id", id)?;
+    if let Some(after) = answer.retry_after() {
+        header.insert_header(header::RETRY_AFTER, after.as_secs_f64().ceil().to_string())?;
+    }
+    downstream.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        downstream.write_response_body(Some(Bytes::from(body)), true).await?;
+    }
+    Ok(())
+}
+
+/// Whether a person navigates: told by intent, never by user agent.
+fn wants_page(downstream: &Downstream) -> bool {
+    let request = downstream.req_header();
+    let mode = request.headers.get("sec-fetch-mode").map(HeaderValue::as_bytes);
+    let accept = request.headers.get(header::ACCEPT).map_or(&b""[..], HeaderValue::as_bytes);
+    let prefers_html = accept.starts_with(b"text/html");
+    request.method == Method::GET && mode.map_or(prefers_html, |mode| mode == b"navigate")
+}
+
+/// RFC 9457.
+fn problem(answer: Answer, id: &str) -> String {
+    let (title, detail) = answer.sentences();
+    let status = answer.status();
+    let kind = format!("urn:dormouse:{}", answer.reason());
+    json!({ "type": kind, "title": title, "status": status, "detail": detail, "request_id": id })
+        .to_string()
+}
+
+fn html(answer: Answer, id: &str) -> String {
+    let (title, detail) = answer.sentences();
+    let status = answer.status();
+    let reason = StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("");
+    format!(
+        "<!doctype html><html lang=en><meta charset=utf-8>\
+         <meta name=viewport content=\"width=device-width\"><title>{title}</title>\
+         <style>:root{{color-scheme:light dark}}body{{font:1rem/1.5 system-ui,sans-serif;\
+         max-width:34rem;margin:20vh auto;padding:0 1rem}}small{{opacity:.7}}</style>\
+         <h1>{title}</h1><p>{detail}<p><small>{status} {reason} · request {id}</small></html>"
+    )
+}

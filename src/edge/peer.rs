@@ -17,8 +17,8 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::Timeouts;
 use crate::{
+    config::Timeouts,
     fleet::Lease,
     route::{Protocol, Route},
     session::{Address, Endpoint, UpstreamTls},

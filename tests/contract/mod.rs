@@ -3,7 +3,7 @@
 //! An engine's test calls [`run`], and [`hang`] and [`death`] with an instance that can do that.
 //! The suite knows no backend: it sees an engine through the trait and an instance through its
 //! address. Every session it makes is asleep, as deep as the engine can, when it ends well.
-#![expect(clippy::unwrap_used, missing_docs, reason = "a test's unwrap is its assertion")]
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "a test's unwrap is its assertion")]
 #![allow(dead_code, reason = "a backend may have no instance that hangs or dies on demand")]
 
 use std::{

@@ -115,8 +115,8 @@ impl Spawn<'_> {
     }
 
     fn directory(&self) -> Result<PathBuf, Error> {
-        let given = self.spec.process.directory.as_deref().unwrap_or(".");
-        let directory = self.base.join(self.bind.fill_in(given)?);
+        let given = self.spec.process.directory.as_deref().unwrap_or_default();
+        let directory = join(self.base, &self.bind.fill_in(given)?);
         if directory.is_dir() {
             return Ok(directory);
         }
@@ -151,7 +151,12 @@ impl Spawn<'_> {
 
 /// A bare name is looked up in PATH, a path begins in the working directory.
 fn resolve(program: &str, directory: &Path) -> PathBuf {
-    if program.contains('/') { directory.join(program) } else { PathBuf::from(program) }
+    if program.contains('/') { join(directory, program) } else { PathBuf::from(program) }
+}
+
+/// Without the `./` that would make an error message harder to read.
+fn join(base: &Path, relative: &str) -> PathBuf {
+    base.join(relative).components().collect()
 }
 
 fn explain(program: &Path, directory: &Path, error: &io::Error) -> Error {

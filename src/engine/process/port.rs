@@ -5,7 +5,7 @@
 //! another of our own starts must never be given the same, so all engines share one register.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     io,
     net::{Ipv4Addr, TcpListener},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -32,9 +32,8 @@ impl Port {
     fn first_ungiven(mut offer: impl FnMut() -> io::Result<u16>) -> io::Result<Self> {
         for _ in 0..OFFERS_MAX {
             let port = offer()?;
-            let mut given = given();
-            if !given.contains_key(&port) {
-                given.insert(port, 1);
+            if let Entry::Vacant(vacant) = given().entry(port) {
+                vacant.insert(1);
                 return Ok(Self(port));
             }
         }

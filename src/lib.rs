@@ -3,6 +3,7 @@
 pub mod app;
 pub mod config;
 pub mod edge;
+pub mod demo;
 pub mod engine;
 pub mod fleet;
 pub mod metrics;

@@ -1,5 +1,6 @@
 //! The one place that knows every room: builds them from the config, connects them, runs them.
 
+mod engines;
 mod lock;
 mod reload;
 mod signals;
@@ -10,7 +11,6 @@ use std::{
     path::Path,
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -35,7 +35,7 @@ use tokio_util::task::TaskTracker;
 pub use reload::ReloadReport;
 
 use crate::{
-    config::{Config, EngineConfig},
+    config::Config,
     edge::{Connections, Edge, Listener},
     engine::Engine,
     fleet::{self, Fleet},
@@ -104,7 +104,7 @@ pub fn run(config: Config, upgrade: bool) -> anyhow::Result<()> {
 fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Result<Arc<Fleet>> {
     let mut engines: BTreeMap<Arc<str>, Arc<dyn Engine>> = BTreeMap::new();
     for (name, engine) in &config.engines {
-        let engine = build_engine(config, engine)
+        let engine = engines::build(config, engine)
             .with_context(|| format!("engine `{name}` cannot be used"))?;
         engines.insert(name.as_str().into(), engine);
     }
@@ -115,10 +115,6 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
     let table = Arc::clone(table);
     let planner = move |host: &str| table.load().lookup(host).map(|route| route.plan(host));
     Ok(Fleet::new(engines, to_usize(config.limits.starts), limits, Box::new(planner)))
-}
-
-fn build_engine(config: &Config, engine: &EngineConfig) -> anyhow::Result<Arc<dyn Engine>> {
-    todo!()
 }
 
 fn server(config: &Config, handover: &Path, upgrade: bool) -> anyhow::Result<Server> {

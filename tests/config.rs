@@ -1,5 +1,7 @@
 //! `dormouse.toml`, the committed examples and the committed schemas.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{fs, path::Path, time::Duration};
 
 use dormouse::{

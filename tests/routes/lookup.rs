@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use dormouse::route::{Route, RouteTable, canonical_host};
+use dormouse::route::{HostPattern, Route, RouteTable, canonical_host};
 use proptest::prelude::*;
 
 use crate::{parse, route};
@@ -91,14 +91,20 @@ fn hosts_that_differ_only_in_their_captures_names_clash() {
 
 #[test]
 fn a_hundred_thousand_routes_are_found_each_by_its_host() {
-    let exact = (0..100_000).map(|i| route(&format!("e{i}"), &format!("h{i}.example.com")));
+    let one = route("one", "one.e");
+    let named = |name: String, host: String| {
+        let mut route = one.clone();
+        route.name = name.into();
+        route.host = HostPattern::parse(&host).unwrap();
+        route
+    };
+    let exact = (0..100_000).map(|i| named(format!("e{i}"), format!("h{i}.example.com")));
     let patterns = (0..1000).flat_map(|i| {
-        let hosts = [
-            format!("{{s}}.t{i}.example.com"),
-            format!("{{s}}-p{i}.example.com"),
-            format!("p{i}-{{s}}.example.com"),
-        ];
-        hosts.into_iter().enumerate().map(move |(kind, host)| route(&format!("p{i}-{kind}"), &host))
+        [
+            named(format!("p{i}-0"), format!("{{s}}.t{i}.example.com")),
+            named(format!("p{i}-1"), format!("{{s}}-p{i}.example.com")),
+            named(format!("p{i}-2"), format!("p{i}-{{s}}.example.com")),
+        ]
     });
     let table = RouteTable::new(exact.chain(patterns)).unwrap();
     assert_eq!(table.len(), 103_000);
@@ -172,7 +178,7 @@ fn host_pattern() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn lookup_agrees_with_the_naive_reference(

@@ -1,11 +1,13 @@
 //! `dormouse.toml`, the committed examples and the committed schemas.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{fs, path::Path, time::Duration};
 
 use dormouse::{
     config::{AdminAddress, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig},
     route::{EngineKind, RouteError, load_dir},
-    schema::Schema,
+    schema::SchemaFile,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -216,7 +218,7 @@ fn beyond_loopback_the_admin_api_needs_a_token() {
 /// `DORMOUSE_BLESS=1 cargo test --test config` writes them anew.
 #[test]
 fn the_committed_schemas_are_those_of_the_types() {
-    for schema in Schema::ALL {
+    for schema in SchemaFile::ALL {
         let file = Path::new("schema").join(schema.file_name());
         if std::env::var_os("DORMOUSE_BLESS").is_some() {
             fs::write(&file, schema.text()).unwrap();
@@ -230,15 +232,15 @@ fn as_json(text: &str) -> Value {
     serde_json::to_value(toml::from_str::<toml::Table>(text).unwrap()).unwrap()
 }
 
-fn is_valid(schema: Schema, text: &str) -> bool {
+fn is_valid(schema: SchemaFile, text: &str) -> bool {
     jsonschema::draft7::meta::validate(&schema.generate()).unwrap();
     jsonschema::validator_for(&schema.generate()).unwrap().is_valid(&as_json(text))
 }
 
 #[test]
 fn the_examples_are_valid_to_an_editor_and_to_us() {
-    assert!(is_valid(Schema::Dormouse, &fs::read_to_string("dormouse.toml").unwrap()));
-    assert!(is_valid(Schema::Route, &fs::read_to_string("routes/demo.toml").unwrap()));
+    assert!(is_valid(SchemaFile::Dormouse, &fs::read_to_string("dormouse.toml").unwrap()));
+    assert!(is_valid(SchemaFile::Route, &fs::read_to_string("routes/demo.toml").unwrap()));
     let config = Config::load(Some(Path::new("dormouse.toml"))).unwrap();
     let table = load_dir(&config.paths.routes, &config.engine_kinds()).unwrap();
     assert_eq!(&*table.lookup("alice.localhost").unwrap().name, "demo");
@@ -252,9 +254,9 @@ fn the_examples_are_valid_to_an_editor_and_to_us() {
 
 #[test]
 fn an_editor_accepts_what_we_accept() {
-    assert!(is_valid(Schema::Dormouse, ""));
-    assert!(is_valid(Schema::Route, "host = \"a.example\""));
-    assert!(is_valid(Schema::Route, include_str!("routes/full.toml")));
+    assert!(is_valid(SchemaFile::Dormouse, ""));
+    assert!(is_valid(SchemaFile::Route, "host = \"a.example\""));
+    assert!(is_valid(SchemaFile::Route, include_str!("routes/full.toml")));
 }
 
 #[test]
@@ -270,7 +272,7 @@ fn an_editor_refuses_what_is_obviously_wrong() {
         "engines.x.kind = \"vm\"",
         "engines.x.owner = \"me\"",
     ] {
-        assert!(!is_valid(Schema::Dormouse, text), "{text}");
+        assert!(!is_valid(SchemaFile::Dormouse, text), "{text}");
     }
     for text in [
         "",
@@ -287,7 +289,7 @@ fn an_editor_refuses_what_is_obviously_wrong() {
         "host = \"a\"\ninstance.memory = 512",
         "host = \"a\"\ninstance.docker.publish = 1",
     ] {
-        assert!(!is_valid(Schema::Route, text), "{text}");
+        assert!(!is_valid(SchemaFile::Route, text), "{text}");
     }
 }
 
@@ -308,12 +310,12 @@ fn every_key_of_the_schemas_is_described() {
         }
     }
     let mut bare = Vec::new();
-    for schema in Schema::ALL {
+    for schema in SchemaFile::ALL {
         walk(schema.file_name(), &schema.generate(), &mut bare);
     }
     assert_eq!(bare, [""; 0]);
     assert_eq!(
-        Schema::Dormouse.generate()["properties"]["limits"]["properties"]["starts"]["default"],
+        SchemaFile::Dormouse.generate()["properties"]["limits"]["properties"]["starts"]["default"],
         json!(8)
     );
 }

@@ -149,3 +149,25 @@ fn identity(dir: &Path) -> Option<Identity> {
     let metadata = fs::metadata(dir).ok().filter(fs::Metadata::is_dir)?;
     Some((metadata.dev(), metadata.ino()))
 }
+
+#[cfg(test)]
+mod tests {
+    use notify::event::{AccessKind, AccessMode, CreateKind, EventKind};
+
+    use super::*;
+
+    #[test]
+    fn a_read_a_swap_file_and_another_kind_of_file_are_no_change() {
+        let dir = Path::new("/routes");
+        let matter = |kind, name: &str| matters(&Event::new(kind).add_path(dir.join(name)), dir);
+        let create = EventKind::Create(CreateKind::File);
+        for name in ["a.toml", "..data", ""] {
+            assert!(matter(create, name), "{name}");
+            assert!(!matter(EventKind::Access(AccessKind::Open(AccessMode::Any)), name), "{name}");
+        }
+        for name in [".a.toml.swp", "a.toml~", "4913", "README.md", ".hidden"] {
+            assert!(!matter(create, name), "{name}");
+        }
+        assert!(matters(&Event::new(EventKind::Other), dir));
+    }
+}

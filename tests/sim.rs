@@ -26,7 +26,7 @@ use engine::{Engine, Rng};
 use notes::{Note, Notes, What};
 
 const STEPS: u32 = 600;
-const SEEDS: u64 = 3000;
+const SEEDS: u64 = 5000;
 
 /// What is under way in the world.
 #[derive(Clone, Debug)]
@@ -163,6 +163,7 @@ impl World {
         };
         if matches!(event, Event::Lost(..)) && !void {
             self.dead.insert(current);
+            self.promised = None;
         }
         let before = void.then(|| format!("{:?}", self.session));
         let mut effects = Vec::new();

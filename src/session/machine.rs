@@ -423,6 +423,10 @@ impl Session {
             }
             (State::Waking { .. } | State::Awake { .. } | State::Stopping { .. }, _) => now,
         };
+        if let State::Asleep { .. } = self.state {
+            // A deeper sleep has a number of its own: a late answer to the lighter one is stale.
+            self.generation = self.generation.next();
+        }
         self.failures = if failed { self.failures.saturating_add(1) } else { 0 };
         self.state = State::Stopping {
             to,
@@ -475,3 +479,6 @@ fn backoff(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     BACKOFF_FIRST.saturating_mul(1 << doublings).min(BACKOFF_MAX)
 }
+
+#[cfg(test)]
+mod tests;

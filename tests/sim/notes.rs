@@ -49,7 +49,8 @@ impl Notes {
                 What::Acquire(asker, Admission::Refuse(refusal)) => {
                     format!("{asker:?}: {}", refused(*refusal))
                 }
-                other => format!("{other:?}"),
+                What::Sleep(to, answer) => format!("Sleep({to}): {answer:?}"),
+                What::Policy | What::Died | What::Foreign => format!("{:?}", note.what),
             };
             let effects: Vec<_> = note.effects.iter().map(effect).collect();
             let (session, at) = (&note.session, note.at.as_secs_f64());

@@ -114,7 +114,8 @@ impl Edge {
     pub fn write_route(&self, name: &str, toml: &str) {
         let routes = self.path("routes");
         let temporary = routes.join(format!(".{name}.tmp"));
-        fs::write(&temporary, toml).expect("route");
+        let dir = self.dir.path().to_string_lossy();
+        fs::write(&temporary, toml.replace("@DIR@", &dir)).expect("route");
         fs::rename(temporary, routes.join(format!("{name}.toml"))).expect("route");
     }
 
@@ -261,7 +262,7 @@ fn end_instances(dir: &Path) {
     let dir = dir.to_string_lossy().into_owned();
     for process in procfs::process::all_processes().expect("/proc").flatten() {
         let marked = process.environ().is_ok_and(|environ| {
-            environ.get("TEST_DIR".as_ref()).is_some_and(|mark| *mark == *dir)
+            environ.get(std::ffi::OsStr::new("TEST_DIR")).is_some_and(|mark| *mark == *dir)
         });
         if marked {
             signal_pid(process.pid.cast_unsigned(), rustix::process::Signal::KILL);

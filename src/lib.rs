@@ -1,6 +1,9 @@
 //! Dormouse: an edge reverse proxy that wakes a session's machine on the first request.
 
+pub mod config;
 pub mod engine;
 pub mod fleet;
 pub mod metrics;
+pub mod route;
+pub mod schema;
 pub mod session;

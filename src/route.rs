@@ -1,0 +1,236 @@
+//! Routes: which session a host is, what wakes for it and when that sleeps again.
+//!
+//! [`RouteTable::lookup`] finds the [`Route`] of a host, [`Route::plan`] says all that is needed
+//! to run that session. Nothing here wakes, dials or answers anybody, and nothing here knows how
+//! an engine does its work.
+
+mod check;
+pub(crate) mod file;
+mod host;
+mod load;
+pub(crate) mod source;
+mod table;
+mod template;
+pub(crate) mod text;
+pub mod watch;
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
+
+use http::{HeaderName, HeaderValue};
+
+pub use {
+    file::Protocol,
+    host::{HostPattern, canonical_host},
+    load::load_dir,
+    source::{Position, RouteError},
+    table::{Clash, RouteTable},
+};
+pub(crate) use {host::is_name, load::read as read_file};
+
+use crate::session::{Depth, Plan, Policy, Probe, Spec, UpstreamTls};
+use template::Names;
+
+/// The engines that a route may name, and what each is.
+pub type Engines = BTreeMap<String, EngineKind>;
+
+/// What an engine is: the `kind` of `[engines.NAME]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EngineKind {
+    /// A command per session on this machine.
+    Process,
+    /// Containers of a Docker daemon.
+    Docker,
+}
+
+impl EngineKind {
+    /// All kinds.
+    pub const ALL: [Self; 2] = [Self::Process, Self::Docker];
+
+    /// The word used in config, logs, metrics and the admin API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Docker => "docker",
+        }
+    }
+
+    /// The depths that its instances can be put to, lightest first.
+    pub fn depths(self) -> &'static [Depth] {
+        match self {
+            Self::Process => &[Depth::Paused, Depth::Stopped],
+            Self::Docker => &[Depth::Paused, Depth::Stopped, Depth::Removed],
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A checked route. Equal routes do the same, so a reload can tell which have changed.
+#[derive(Clone, PartialEq)]
+pub struct Route {
+    /// Its name: the file's, without `.toml`.
+    pub name: Arc<str>,
+    /// The file that it was read from.
+    pub file: PathBuf,
+    /// The hosts that it serves.
+    pub host: HostPattern,
+    /// The engine's name: `NAME` of `[engines.NAME]`.
+    pub engine: Arc<str>,
+    /// When its sessions sleep, how long a wake may take, how many requests are held.
+    pub policy: Policy,
+    /// HTTP/1.1 or HTTP/2 to the instance.
+    pub protocol: Protocol,
+    tls: Option<Tls>,
+    set_headers: Vec<SetHeader>,
+    /// The path is a template.
+    probe: Probe,
+    /// Every string is a template.
+    spec: Spec,
+}
+
+/// TLS to the instance.
+#[derive(Clone, PartialEq)]
+struct Tls {
+    verify: bool,
+    /// A template; the session's host when not given.
+    sni: Option<String>,
+}
+
+/// A header that every request to the instance carries.
+#[derive(Clone, PartialEq)]
+struct SetHeader {
+    name: HeaderName,
+    value: SetValue,
+}
+
+#[derive(Clone, PartialEq)]
+enum SetValue {
+    /// The same for every session, so it costs a warm request no allocation.
+    Fixed(HeaderValue),
+    Template(String),
+}
+
+impl Route {
+    /// Everything needed to run the session of `host`, which is canonical and matches this route.
+    ///
+    /// Renders every template: call it when a session is made or its route has changed, never on
+    /// a warm request.
+    pub fn plan(&self, host: &str) -> Plan {
+        let values = self.values(host);
+        let fill = |text: &str, reserved: &[&str]| self.fill(text, &values, reserved);
+        let probe = match &self.probe {
+            Probe::Http { path, status } => Probe::Http { path: fill(path, &[]), status: *status },
+            other => other.clone(),
+        };
+        let mut spec = self.spec.clone();
+        template_strings(&mut spec, |_, text, reserved| *text = fill(text, reserved));
+        Plan {
+            route: self.name.clone(),
+            engine: self.engine.clone(),
+            policy: self.policy.clone(),
+            probe,
+            tls: self.tls(host),
+            spec,
+        }
+    }
+
+    /// TLS to the instance of `host`, if it speaks TLS.
+    pub fn tls(&self, host: &str) -> Option<UpstreamTls> {
+        let Tls { verify, sni } = self.tls.as_ref()?;
+        let sni = match sni {
+            Some(sni) => self.fill(sni, &self.values(host), &[]),
+            None => host.to_owned(),
+        };
+        Some(UpstreamTls { verify: *verify, sni })
+    }
+
+    /// Whether its instances speak TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The headers to set on every request to the instance of `host`, over the client's own. The
+    /// values are marked sensitive. Allocates only for those that a capture stands in.
+    pub fn set_headers<'a>(
+        &'a self,
+        host: &'a str,
+    ) -> impl Iterator<Item = (&'a HeaderName, HeaderValue)> {
+        self.set_headers.iter().filter_map(move |header| {
+            let value = match &header.value {
+                SetValue::Fixed(value) => value.clone(),
+                SetValue::Template(text) => {
+                    sensitive(&self.fill(text, &self.values(host), &[])).ok()?
+                }
+            };
+            Some((&header.name, value))
+        })
+    }
+
+    fn values<'h>(&self, host: &'h str) -> Vec<&'h str> {
+        self.host.values(host).unwrap_or_default()
+    }
+
+    /// `check` has rendered every template once, so none can fail here; if one did, it would stay
+    /// as the operator wrote it.
+    fn fill(&self, text: &str, values: &[&str], reserved: &[&str]) -> String {
+        let names = Names { captures: self.host.captures(), reserved };
+        template::render(text, names, values).unwrap_or_else(|_| text.to_owned())
+    }
+}
+
+impl fmt::Debug for Route {
+    /// Without the environment and the headers: there are secrets in them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Route")
+            .field("name", &self.name)
+            .field("host", &self.host.as_str())
+            .field("engine", &self.engine)
+            .finish_non_exhaustive()
+    }
+}
+
+fn sensitive(value: &str) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
+    let mut value = HeaderValue::from_str(value)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Every string of `[instance]`: the keys that lead to it, itself, and the names that are the
+/// engine's to fill in. One list, so that what is checked and what is rendered are the same.
+fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, &[&str])) {
+    let Spec { image, command, env, volumes, process, docker, .. } = spec;
+    for (index, argument) in command.iter_mut().enumerate() {
+        each(&["instance", "command", &index.to_string()], argument, &host::RESERVED);
+    }
+    for (name, value) in env {
+        each(&["instance", "env", name], value, &host::RESERVED);
+    }
+    let docker_lists = [("tmpfs", &mut docker.tmpfs), ("cap_add", &mut docker.cap_add)];
+    for (index, volume) in volumes.iter_mut().enumerate() {
+        each(&["instance", "volumes", &index.to_string()], volume, &[]);
+    }
+    for (key, list) in docker_lists {
+        for (index, text) in list.iter_mut().enumerate() {
+            each(&["instance", "docker", key, &index.to_string()], text, &[]);
+        }
+    }
+    let single: [(&[&str], &mut Option<String>); 8] = [
+        (&["instance", "image"], image),
+        (&["instance", "process", "directory"], &mut process.directory),
+        (&["instance", "docker", "container"], &mut docker.container),
+        (&["instance", "docker", "label"], &mut docker.label),
+        (&["instance", "docker", "network"], &mut docker.network),
+        (&["instance", "docker", "runtime"], &mut docker.runtime),
+        (&["instance", "docker", "publish"], &mut docker.publish),
+        (&["instance", "docker", "user"], &mut docker.user),
+    ];
+    for (path, text) in single {
+        if let Some(text) = text {
+            each(path, text, &[]);
+        }
+    }
+}

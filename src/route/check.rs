@@ -1,0 +1,409 @@
+//! From what is written to what it means: a route file becomes a [`Route`], or a list of what is
+//! wrong with it. Looks at nothing but the file and the engines' kinds.
+
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+
+use http::HeaderName;
+
+use super::{
+    EngineKind, Engines, HostPattern, Position, Route, SetHeader, SetValue, Tls, canonical_host,
+    file::{
+        DockerTable, IdleTable, InstanceTable, ListenWord, ProbeWord, ProcessTable, Publish,
+        ReadyTable, RouteFile, TlsTable, TlsWord, UpstreamTable, WakeTable,
+    },
+    sensitive,
+    source::{Findings, RouteError, Source, suggest},
+    template::{self, Names},
+    template_strings,
+};
+use crate::session::{Depth, DockerSpec, Listen, Policy, Probe, ProcessSpec, Rung, Spec};
+
+const CPUS_MAX: f64 = 4096.0;
+/// Headers that belong to one connection, or that frame the message: setting them from outside
+/// would break it.
+const NOT_TO_SET: [&str; 10] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// One check of one file: what it is checked against, and what was found.
+struct Check<'a> {
+    found: Findings<'a>,
+    captures: &'a [String],
+    kind: Option<EngineKind>,
+}
+
+impl Route {
+    /// The route called `name` that `text` describes, or everything that is wrong with it.
+    pub fn parse(
+        name: &str,
+        file: &Path,
+        text: &str,
+        engines: &Engines,
+    ) -> Result<Self, Vec<RouteError>> {
+        parse(name, file, text, engines).map(|(route, _)| route)
+    }
+}
+
+/// The route, and where its host stands: another file may turn out to have the same one.
+pub(super) fn parse(
+    name: &str,
+    file: &Path,
+    text: &str,
+    engines: &Engines,
+) -> Result<(Route, Position), Vec<RouteError>> {
+    let (shape, source) = Source::parse::<RouteFile>(file, text)?;
+    let mut found = Findings::new(&source);
+    let RouteFile { host, engine, instance, ready, wake, idle, upstream } = shape;
+    let host = match HostPattern::parse(&host) {
+        Ok(host) => host,
+        Err(wrong) => {
+            // Without the captures, nothing below could be judged.
+            found.value(&["host"], wrong);
+            return Err(found.finish(()).err().unwrap_or_default());
+        }
+    };
+    let kind = engines.get(&engine).copied();
+    if kind.is_none() {
+        let known: Vec<&str> = engines.keys().map(String::as_str).collect();
+        found.value(&["engine"], format!("no engine is called `{engine}`")).hint =
+            Some(format!("{}; see [engines] in dormouse.toml", suggest(&engine, &known)));
+    }
+    let mut check = Check { found, captures: host.captures(), kind };
+    let spec = check.instance(instance);
+    let probe = check.ready(ready);
+    let policy = check.policy(wake, idle, &spec.docker);
+    let protocol = upstream.protocol;
+    let (tls, set_headers) = check.upstream(upstream);
+    let Check { found, .. } = check;
+    found.finish(())?;
+    let (name, file, engine) = (Arc::from(name), file.to_owned(), Arc::from(engine));
+    let route = Route { name, file, host, engine, policy, protocol, tls, set_headers, probe, spec };
+    Ok((route, source.position(&["host"])))
+}
+
+impl Check<'_> {
+    fn instance(&mut self, table: InstanceTable) -> Spec {
+        let InstanceTable {
+            image,
+            command,
+            env,
+            port,
+            memory,
+            cpus,
+            pids,
+            volumes,
+            process,
+            docker,
+        } = table;
+        let mut spec = Spec {
+            image,
+            command,
+            env: env.into_iter().map(|(name, value)| (name, value.0)).collect(),
+            port,
+            memory: memory.map(|size| size.0),
+            nano_cpus: cpus.and_then(|cpus| self.nano_cpus(cpus)),
+            pids,
+            volumes,
+            process: process_spec(process),
+            docker: self.docker(docker),
+        };
+        for (key, is_zero) in [("port", port == Some(0)), ("pids", pids == Some(0))] {
+            if is_zero {
+                self.found.value(&["instance", key], format!("`{key}` starts at 1"));
+            }
+        }
+        for name in spec.env.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
+            self.found.key(&["instance", "env", name], "no name of an environment variable");
+        }
+        for (index, volume) in spec.volumes.iter().enumerate() {
+            if let Err(wrong) = check_volume(volume) {
+                let path = ["instance", "volumes", &index.to_string()];
+                self.found.value(&path, wrong).hint =
+                    Some("expected `SOURCE:TARGET` or `SOURCE:TARGET:ro`".into());
+            }
+        }
+        template_strings(&mut spec, |path, text, reserved| {
+            self.template(path, text, reserved);
+        });
+        self.what_the_kind_needs(&spec);
+        spec
+    }
+
+    fn what_the_kind_needs(&mut self, spec: &Spec) {
+        let DockerSpec { container, label, .. } = &spec.docker;
+        match self.kind {
+            Some(EngineKind::Process) if spec.command.is_empty() => {
+                self.found.value(&["instance", "command"], "a process needs a command").hint = Some(
+                    "for example command = [\"./server\", \"--listen\", \"{address}\"]".into(),
+                );
+            }
+            Some(EngineKind::Docker)
+                if spec.image.is_none() && container.is_none() && label.is_none() =>
+            {
+                let hint = "set instance.image to create one, or instance.docker.container or \
+                            instance.docker.label for one that exists";
+                self.found.value(&["instance", "image"], "nothing says which container").hint =
+                    Some(hint.into());
+            }
+            _ => {}
+        }
+    }
+
+    fn nano_cpus(&mut self, cpus: f64) -> Option<u64> {
+        if cpus > 0.0 && cpus <= CPUS_MAX {
+            // In range, by the line above; never rounded to the zero that means "no limit".
+            return Some(((cpus * 1e9) as u64).max(1));
+        }
+        let wrong = format!("`{cpus}` is no number of cores, expected one such as 1.5");
+        self.found.value(&["instance", "cpus"], wrong);
+        None
+    }
+
+    fn docker(&mut self, table: DockerTable) -> DockerSpec {
+        let DockerTable {
+            container,
+            label,
+            network,
+            runtime,
+            publish,
+            user,
+            read_only,
+            tmpfs,
+            cap_add,
+            grace,
+        } = table;
+        if container.is_some() && label.is_some() {
+            let path = ["instance", "docker", "label"];
+            self.found.value(&path, "either `container` or `label`, not both");
+        }
+        if label.as_ref().is_some_and(|label| !label.contains('=') || label.starts_with('=')) {
+            let path = ["instance", "docker", "label"];
+            self.found.value(&path, "not a label, expected `KEY=VALUE`");
+        }
+        let publish = match publish {
+            Publish::Local(false) => None,
+            Publish::Local(true) => Some("127.0.0.1".to_owned()),
+            Publish::On(address) => {
+                if !address.contains('{') && address.parse::<IpAddr>().is_err() {
+                    let wrong = "not an IP address, expected true, false or one such as 10.0.0.5";
+                    self.found.value(&["instance", "docker", "publish"], wrong);
+                }
+                Some(address)
+            }
+        };
+        for (index, folder) in tmpfs.iter().enumerate().filter(|(_, tmpfs)| !tmpfs.starts_with('/'))
+        {
+            let path = ["instance", "docker", "tmpfs", &index.to_string()];
+            self.found.value(&path, format!("`{folder}` is no absolute path"));
+        }
+        DockerSpec {
+            container,
+            label,
+            network,
+            runtime,
+            publish,
+            user,
+            read_only,
+            tmpfs,
+            cap_add,
+            grace: grace.0,
+        }
+    }
+
+    fn ready(&mut self, table: ReadyTable) -> Probe {
+        let ReadyTable { probe, path, status } = table;
+        if probe != ProbeWord::Http {
+            for (key, is_there) in [("path", path.is_some()), ("status", status.is_some())] {
+                if is_there {
+                    let wrong = format!("`{key}` is for probe = \"http\" only");
+                    self.found.value(&["ready", key], wrong).hint =
+                        Some("add probe = \"http\" to [ready]".into());
+                }
+            }
+        }
+        if status.is_some_and(|status| !(100..=599).contains(&status)) {
+            self.found.value(&["ready", "status"], "not an HTTP status, expected 100 to 599");
+        }
+        let path = path.unwrap_or_else(|| "/".into());
+        let is_visible = path.bytes().all(|byte| byte.is_ascii_graphic());
+        if !path.starts_with('/') || !is_visible || path.contains('#') {
+            let wrong = "not a path, expected `/` and what follows it, percent-encoded";
+            self.found.value(&["ready", "path"], wrong);
+        }
+        self.template(&["ready", "path"], &path, &[]);
+        match probe {
+            ProbeWord::Tcp => Probe::Tcp,
+            ProbeWord::Http => Probe::Http { path, status },
+            ProbeWord::Engine => Probe::Engine,
+        }
+    }
+
+    fn policy(&mut self, wake: WakeTable, idle: IdleTable, docker: &DockerSpec) -> Policy {
+        if wake.timeout.0.is_zero() {
+            self.found.value(&["wake", "timeout"], "a wake needs more time than that");
+        }
+        if wake.held_max == 0 {
+            self.found.value(&["wake", "held_max"], "`held_max` starts at 1").hint =
+                Some("a session that may hold no request could never wake".into());
+        }
+        Policy {
+            ladder: self.ladder(&idle, docker),
+            min_awake: idle.min_awake.0,
+            wake_timeout: wake.timeout.0,
+            held_max: wake.held_max,
+        }
+    }
+
+    fn ladder(&mut self, idle: &IdleTable, docker: &DockerSpec) -> Arc<[Rung]> {
+        let stopped = |after| Arc::from([Rung { after, to: Depth::Stopped }]);
+        let Some(sleep) = &idle.sleep else {
+            return stopped(idle.after.map_or(Duration::from_secs(15 * 60), |after| after.0));
+        };
+        if idle.after.is_some() {
+            self.found.key(&["idle", "after"], "either `after` or `sleep`, not both").hint =
+                Some("`after` is short for sleep = [{ after, to = \"stopped\" }]".into());
+        }
+        if sleep.is_empty() {
+            self.found.value(&["idle", "sleep"], "a ladder needs at least one rung");
+        }
+        let rungs: Vec<Rung> =
+            sleep.iter().map(|rung| Rung { after: rung.after.0, to: rung.to.into() }).collect();
+        for (index, rung) in rungs.iter().enumerate() {
+            let index_text = index.to_string();
+            let before = index.checked_sub(1).map(|before| rungs[before]);
+            if before.is_some_and(|before| before.after >= rung.after) {
+                let path = ["idle", "sleep", &index_text, "after"];
+                self.found.value(&path, "not later than the rung before it");
+            }
+            let path = ["idle", "sleep", &index_text, "to"];
+            if before.is_some_and(|before| before.to >= rung.to) {
+                self.found.value(&path, "not deeper than the rung before it");
+            }
+            self.depth(&path, rung.to, docker);
+        }
+        rungs.into()
+    }
+
+    fn depth(&mut self, path: &[&str], depth: Depth, docker: &DockerSpec) {
+        let Some(kind) = self.kind else { return };
+        if !kind.depths().contains(&depth) {
+            let known: Vec<&str> = kind.depths().iter().map(|depth| depth.as_str()).collect();
+            self.found.value(path, format!("an engine of kind {kind} has no `{depth}`")).hint =
+                Some(suggest(depth.as_str(), &known));
+        }
+        let is_given = docker.container.is_some() || docker.label.is_some();
+        if kind == EngineKind::Docker && is_given && depth == Depth::Removed {
+            self.found.value(path, "a container that Dormouse did not create is never removed");
+        }
+    }
+
+    fn upstream(&mut self, table: UpstreamTable) -> (Option<Tls>, Vec<SetHeader>) {
+        let tls = match table.tls {
+            TlsWord::On(false) => None,
+            TlsWord::On(true) => Some(TlsTable::default()),
+            TlsWord::With(tls) => Some(tls),
+        };
+        let tls = tls.map(|TlsTable { verify, sni }| {
+            if let Some(sni) = &sni {
+                self.sni(sni);
+            }
+            Tls { verify, sni }
+        });
+        let mut set_headers: Vec<SetHeader> = Vec::with_capacity(table.set_headers.len());
+        for (name, value) in table.set_headers {
+            let Some(header) = self.set_header(&name, &value.0) else { continue };
+            if set_headers.iter().any(|other| other.name == header.name) {
+                self.found
+                    .key(&["upstream", "set_headers", &name], "this header stands here twice");
+            }
+            set_headers.push(header);
+        }
+        (tls, set_headers)
+    }
+
+    fn sni(&mut self, sni: &str) {
+        let path = ["upstream", "tls", "sni"];
+        let Some(sample) = self.template(&path, sni, &[]) else { return };
+        let is_host =
+            canonical_host(&sample).is_some_and(|host| host.eq_ignore_ascii_case(&sample));
+        if !is_host || sample.starts_with('[') {
+            self.found.value(&path, format!("`{sni}` is no host name"));
+        }
+    }
+
+    fn set_header(&mut self, name: &str, value: &str) -> Option<SetHeader> {
+        let path = ["upstream", "set_headers", name];
+        let Ok(name) = HeaderName::try_from(name) else {
+            self.found.key(&path, format!("`{name}` is no name of a header"));
+            return None;
+        };
+        if NOT_TO_SET.contains(&name.as_str()) {
+            let hint = "it belongs to one connection, or says where a message ends";
+            self.found.key(&path, format!("`{name}` cannot be set")).hint = Some(hint.into());
+        }
+        let sample = self.template(&path, value, &[])?;
+        let Ok(fixed) = sensitive(&sample) else {
+            self.found.value(&path, "not a header's value: it has control characters");
+            return None;
+        };
+        let value = if value.contains(['{', '}']) {
+            SetValue::Template(value.to_owned())
+        } else {
+            SetValue::Fixed(fixed)
+        };
+        Some(SetHeader { name, value })
+    }
+
+    /// The text as it may look once it is rendered; `None` if it cannot be.
+    fn template(&mut self, path: &[&str], text: &str, reserved: &[&str]) -> Option<String> {
+        if text.contains('\0') {
+            self.found.value(path, "a zero byte cannot stand here");
+        }
+        let samples = vec!["a"; self.captures.len()];
+        let names = Names { captures: self.captures, reserved };
+        match template::render(text, names, &samples) {
+            Ok(sample) => Some(sample),
+            Err(flaw) => {
+                self.found.value(path, flaw.message).hint = Some(flaw.hint);
+                None
+            }
+        }
+    }
+}
+
+fn process_spec(table: ProcessTable) -> ProcessSpec {
+    let ProcessTable { listen, directory, grace, log_max } = table;
+    let listen = match listen {
+        ListenWord::Tcp => Listen::Tcp,
+        ListenWord::Unix => Listen::Unix,
+    };
+    ProcessSpec { listen, directory, grace: grace.0, log_max: log_max.0 }
+}
+
+fn check_volume(volume: &str) -> Result<(), &'static str> {
+    let parts: Vec<&str> = volume.split(':').collect();
+    let (source, target) = match parts[..] {
+        [source, target] | [source, target, "ro" | "rw"] => (source, target),
+        _ => return Err("not a volume"),
+    };
+    let is_name_byte =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'{' | b'}');
+    let is_name =
+        !source.is_empty() && !source.starts_with('.') && source.bytes().all(is_name_byte);
+    if !source.starts_with('/') && !is_name {
+        return Err("the source is neither an absolute path nor a volume's name");
+    }
+    if !target.starts_with('/') {
+        return Err("the target is no absolute path");
+    }
+    Ok(())
+}

@@ -1,0 +1,426 @@
+//! The shape of a route file, `routes/NAME.toml`. The comments here are the operator's reference:
+//! they become the JSON Schema's descriptions.
+//!
+//! Says what may be written, not what it means: that is `check`.
+
+use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use super::text::{self, DurationText, Secret, SizeText};
+use crate::session::Depth;
+
+/// One route: which hosts it serves, what wakes behind them, and when that sleeps again. The
+/// file's name without `.toml` is the route's name: `a-z`, `0-9` and `-`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RouteFile {
+    /// The host that this route serves: an exact name, or a pattern with captures such as
+    /// `{session}.example.com` or `{session}-ide.example.com`. A capture stands for one DNS label
+    /// or a part of one: `a-z`, `0-9` and `-`, no `-` at its ends. Every host that matches is one
+    /// session. An exact name beats a pattern, a longer literal end beats a shorter one.
+    pub(crate) host: String,
+    /// The engine that runs the instances: `NAME` of `[engines.NAME]` in `dormouse.toml`.
+    #[serde(default = "local")]
+    pub(crate) engine: String,
+    /// What an instance is made from. The host's captures may stand in every string, `{session}`
+    /// for example; `{{` and `}}` are braces.
+    #[serde(default)]
+    pub(crate) instance: InstanceTable,
+    /// When an instance counts as ready.
+    #[serde(default)]
+    pub(crate) ready: ReadyTable,
+    /// How a session wakes.
+    #[serde(default)]
+    pub(crate) wake: WakeTable,
+    /// When a session sleeps.
+    #[serde(default)]
+    pub(crate) idle: IdleTable,
+    /// How requests reach the instance.
+    #[serde(default)]
+    pub(crate) upstream: UpstreamTable,
+}
+
+fn local() -> String {
+    "local".into()
+}
+
+/// `[instance]`: common to every kind of engine that has these.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct InstanceTable {
+    /// The image to create the instance from.
+    pub(crate) image: Option<String>,
+    /// Program and arguments; no shell is involved. The engine fills in `{address}` (where to
+    /// listen, `127.0.0.1:40001` or `unix:/path`), `{host}` and `{port}`. Default: the image's
+    /// own command; the process engine needs one.
+    pub(crate) command: Vec<String>,
+    /// Environment variables. The engine fills in `{address}`, `{host}` and `{port}` here too.
+    pub(crate) env: BTreeMap<String, Secret>,
+    /// The port that the instance listens on, where it has an address of its own (Docker).
+    #[schemars(range(min = 1))]
+    pub(crate) port: Option<u16>,
+    /// The most memory: `"512MiB"`, `"2GiB"`. Default: no limit.
+    pub(crate) memory: Option<SizeText>,
+    /// The most CPU time, in cores: `1.5`. Default: no limit.
+    pub(crate) cpus: Option<f64>,
+    /// The most processes and threads. Default: no limit.
+    #[schemars(range(min = 1))]
+    pub(crate) pids: Option<u32>,
+    /// What to mount, each `SOURCE:TARGET` or `SOURCE:TARGET:ro`; a source is an absolute path on
+    /// the engine's machine or a volume's name.
+    pub(crate) volumes: Vec<String>,
+    /// What the process engine alone knows. Checked, and not used by other engines.
+    pub(crate) process: ProcessTable,
+    /// What the Docker engine alone knows. Checked, and not used by other engines.
+    pub(crate) docker: DockerTable,
+}
+
+/// `[instance.process]`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ProcessTable {
+    /// What `{address}` is: `"tcp"`, a free port of 127.0.0.1, or `"unix"`, a socket in the state
+    /// folder.
+    pub(crate) listen: ListenWord,
+    /// The working directory. Default: the folder of `dormouse.toml`.
+    pub(crate) directory: Option<String>,
+    /// The time from TERM to KILL.
+    pub(crate) grace: DurationText,
+    /// The most output that is kept, per session.
+    pub(crate) log_max: SizeText,
+}
+
+/// What a process is told to listen on.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ListenWord {
+    Tcp,
+    Unix,
+}
+
+/// `[instance.docker]`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DockerTable {
+    /// The name of a container that exists. Dormouse then creates and removes nothing.
+    pub(crate) container: Option<String>,
+    /// `KEY=VALUE`, a label of a container that exists, instead of its name.
+    pub(crate) label: Option<String>,
+    /// The network to join, and to reach the container on. Default: the daemon's.
+    pub(crate) network: Option<String>,
+    /// The OCI runtime as the daemon knows it: `runc`, `runsc` (gVisor), `kata` … Default: the
+    /// daemon's.
+    pub(crate) runtime: Option<String>,
+    /// Publish the port and dial that instead of the container's own address: `true` for
+    /// 127.0.0.1, or the IP address of the daemon's machine to publish on.
+    pub(crate) publish: Publish,
+    /// The user inside: a name, or `UID` or `UID:GID`. Default: the image's.
+    pub(crate) user: Option<String>,
+    /// Whether the root file system is read-only.
+    pub(crate) read_only: bool,
+    /// Folders in memory, writable although the root is read-only: `"/tmp"`, `"/run:size=16m"`.
+    pub(crate) tmpfs: Vec<String>,
+    /// Capabilities to give back, after all were dropped: `"NET_BIND_SERVICE"`.
+    pub(crate) cap_add: Vec<String>,
+    /// The time from TERM to KILL.
+    pub(crate) grace: DurationText,
+}
+
+/// `false`, `true`, or an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Publish {
+    Local(bool),
+    On(String),
+}
+
+/// `[ready]`.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ReadyTable {
+    /// `"tcp"`: it accepts a connection. `"http"`: it answers `GET path`. `"engine"`: the engine
+    /// says that it is healthy (Docker's HEALTHCHECK).
+    pub(crate) probe: ProbeWord,
+    /// What to ask for when `probe = "http"`; captures may stand in it. Default: `"/"`.
+    pub(crate) path: Option<String>,
+    /// The one status that counts as ready when `probe = "http"`. Default: any below 500.
+    #[schemars(range(min = 100, max = 599))]
+    pub(crate) status: Option<u16>,
+}
+
+/// How to find out that an instance is ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProbeWord {
+    #[default]
+    Tcp,
+    Http,
+    Engine,
+}
+
+/// `[wake]`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct WakeTable {
+    /// How long a wake may take, from the first request until the instance is ready. Whoever is
+    /// held then gets 504, and the instance is cleaned up.
+    pub(crate) timeout: DurationText,
+    /// When a browser that waits gets the waiting page. Only `"never"` for now.
+    pub(crate) page_after: PageAfter,
+    /// The most requests held at once for one session; the next one gets 503.
+    #[schemars(range(min = 1))]
+    pub(crate) held_max: u32,
+}
+
+/// The one value that `wake.page_after` has so far.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PageAfter {
+    Never,
+}
+
+/// `[idle]`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct IdleTable {
+    /// The time after the last activity when the session is stopped. Short for
+    /// `sleep = [{ after = "15m", to = "stopped" }]`. Default: `"15m"`.
+    pub(crate) after: Option<DurationText>,
+    /// The ladder of sleep, instead of `after`: ever deeper, ever later.
+    #[schemars(length(min = 1))]
+    pub(crate) sleep: Option<Vec<RungTable>>,
+    /// No sleep earlier than this after a wake.
+    pub(crate) min_awake: DurationText,
+}
+
+/// One rung of the ladder.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RungTable {
+    /// The time after the last activity.
+    pub(crate) after: DurationText,
+    /// How deep: `"paused"`, `"suspended"`, `"stopped"`, `"removed"`, as far as the engine has it.
+    pub(crate) to: DepthWord,
+}
+
+/// [`Depth`] as it is written.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DepthWord {
+    Paused,
+    Suspended,
+    Stopped,
+    Removed,
+}
+
+/// `[upstream]`.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct UpstreamTable {
+    /// Whether the instance speaks HTTPS: `true`, or `{ verify = false, sni = "…" }`.
+    pub(crate) tls: TlsWord,
+    /// Headers to set on every request, over the client's own: an `Authorization`, for example,
+    /// that the instance wants and the client must not know. Captures may stand in the values.
+    pub(crate) set_headers: BTreeMap<String, Secret>,
+    /// What to speak to the instance: `"http1"`, `"http2"` (without TLS: with prior knowledge), or
+    /// `"auto"`: HTTP/2 for gRPC requests and HTTP/1.1 for all others.
+    pub(crate) protocol: Protocol,
+}
+
+/// What an instance is spoken to in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/2 for gRPC requests, HTTP/1.1 for all others.
+    #[default]
+    Auto,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2; without TLS, with prior knowledge.
+    Http2,
+}
+
+/// `upstream.tls`.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum TlsWord {
+    On(bool),
+    With(TlsTable),
+}
+
+/// How to speak TLS to the instance.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TlsTable {
+    /// Whether its certificate must be valid.
+    pub(crate) verify: bool,
+    /// The name to ask for and to check; captures may stand in it. Default: the session's host.
+    pub(crate) sni: Option<String>,
+}
+
+impl Default for TlsTable {
+    fn default() -> Self {
+        Self { verify: true, sni: None }
+    }
+}
+
+impl Default for TlsWord {
+    fn default() -> Self {
+        Self::On(false)
+    }
+}
+
+impl Default for Publish {
+    fn default() -> Self {
+        Self::Local(false)
+    }
+}
+
+impl Default for ProcessTable {
+    fn default() -> Self {
+        let grace = DurationText(Duration::from_secs(10));
+        Self { listen: ListenWord::Tcp, directory: None, grace, log_max: SizeText(1024 * 1024) }
+    }
+}
+
+impl Default for DockerTable {
+    fn default() -> Self {
+        Self {
+            container: None,
+            label: None,
+            network: None,
+            runtime: None,
+            publish: Publish::default(),
+            user: None,
+            read_only: true,
+            tmpfs: Vec::new(),
+            cap_add: Vec::new(),
+            grace: DurationText(Duration::from_secs(10)),
+        }
+    }
+}
+
+impl Default for WakeTable {
+    fn default() -> Self {
+        let timeout = DurationText(Duration::from_secs(30));
+        Self { timeout, page_after: PageAfter::Never, held_max: 1000 }
+    }
+}
+
+impl Default for IdleTable {
+    fn default() -> Self {
+        Self { after: None, sleep: None, min_awake: DurationText(Duration::from_secs(60)) }
+    }
+}
+
+impl From<DepthWord> for Depth {
+    fn from(word: DepthWord) -> Self {
+        match word {
+            DepthWord::Paused => Self::Paused,
+            DepthWord::Suspended => Self::Suspended,
+            DepthWord::Stopped => Self::Stopped,
+            DepthWord::Removed => Self::Removed,
+        }
+    }
+}
+
+impl text::Text for PageAfter {
+    const EXPECTED: &'static str = "\"never\": there is no waiting page yet";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "never" { Ok(Self::Never) } else { Err(format!("`{text}` is not possible")) }
+    }
+}
+
+impl<'de> Deserialize<'de> for PageAfter {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        text::read(from)
+    }
+}
+
+impl JsonSchema for PageAfter {
+    fn schema_name() -> Cow<'static, str> {
+        "PageAfter".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "enum": ["never"] })
+    }
+}
+
+// By hand, because serde's `untagged` forgets where in the file it is.
+impl<'de> Deserialize<'de> for Publish {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl Visitor<'_> for Reader {
+            type Value = Publish;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or an IP address such as \"10.0.0.5\"")
+            }
+            fn visit_bool<E: Error>(self, local: bool) -> Result<Publish, E> {
+                Ok(Publish::Local(local))
+            }
+            fn visit_str<E: Error>(self, address: &str) -> Result<Publish, E> {
+                Ok(Publish::On(address.to_owned()))
+            }
+        }
+        from.deserialize_any(Reader)
+    }
+}
+
+impl JsonSchema for Publish {
+    fn schema_name() -> Cow<'static, str> {
+        "Publish".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["boolean", "string"] })
+    }
+}
+
+impl<'de> Deserialize<'de> for TlsWord {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = TlsWord;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or { verify = false, sni = \"…\" }")
+            }
+            fn visit_bool<E: Error>(self, on: bool) -> Result<TlsWord, E> {
+                Ok(TlsWord::On(on))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<TlsWord, A::Error> {
+                TlsTable::deserialize(MapAccessDeserializer::new(map)).map(TlsWord::With)
+            }
+        }
+        from.deserialize_any(Reader)
+    }
+}
+
+impl JsonSchema for TlsWord {
+    fn schema_name() -> Cow<'static, str> {
+        "Tls".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let table = generator.subschema_for::<TlsTable>();
+        json_schema!({ "anyOf": [{ "type": "boolean" }, table] })
+    }
+}

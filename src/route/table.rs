@@ -1,0 +1,166 @@
+//! Which route a host belongs to. Built once per reload and never changed: readers need no lock.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+};
+
+use super::{Route, host::HOST_MAX};
+
+/// All routes, by host and by name.
+///
+/// A host belongs to the route with its exact name; otherwise, of the patterns that match it, to
+/// the one with the longer literal end, then the longer literal start, then more literal
+/// characters between its captures, then the one whose pattern (without the captures' names) is
+/// first in the alphabet. No two routes have the same pattern, so there is always one answer.
+#[derive(Default)]
+pub struct RouteTable {
+    names: BTreeMap<Arc<str>, Arc<Route>>,
+    exact: HashMap<Arc<str>, Arc<Route>>,
+    tails: HashMap<Box<str>, Heads>,
+    /// The lengths of the tails that start within a label; the others start at a dot.
+    tails_in_label: Lengths,
+}
+
+/// The patterns with one tail, by what they start with.
+#[derive(Default)]
+struct Heads {
+    lengths: Vec<usize>,
+    /// The best first.
+    routes: HashMap<Box<str>, Vec<Arc<Route>>>,
+}
+
+/// Two routes that one table cannot hold.
+#[derive(Debug, thiserror::Error)]
+#[error("routes `{}` and `{}` have the same {what}", first.name, second.name)]
+pub struct Clash {
+    /// The one in the table.
+    pub first: Arc<Route>,
+    /// The one that has no place any more.
+    pub second: Arc<Route>,
+    what: &'static str,
+}
+
+impl RouteTable {
+    /// Fails on routes with the same name, or with hosts that differ in nothing but the names of
+    /// their captures.
+    pub fn new(routes: impl IntoIterator<Item = Route>) -> Result<Self, Vec<Clash>> {
+        let mut table = Self::default();
+        let mut shapes: HashMap<String, Arc<Route>> = HashMap::new();
+        let mut clashes = Vec::new();
+        for route in routes {
+            let second = Arc::new(route);
+            let shape = second.host.shape();
+            if let Some(first) = table.names.get(&second.name).cloned() {
+                clashes.push(Clash { first, second, what: "name" });
+            } else if let Some(first) = shapes.get(&shape).cloned() {
+                clashes.push(Clash { first, second, what: "host" });
+            } else {
+                shapes.insert(shape, second.clone());
+                table.add(second);
+            }
+        }
+        for heads in table.tails.values_mut() {
+            heads.sort();
+        }
+        if clashes.is_empty() { Ok(table) } else { Err(clashes) }
+    }
+
+    fn add(&mut self, route: Arc<Route>) {
+        self.names.insert(route.name.clone(), route.clone());
+        let host = &route.host;
+        if host.is_exact() {
+            self.exact.insert(host.head().into(), route);
+            return;
+        }
+        if !host.tail().starts_with('.') {
+            self.tails_in_label.insert(host.tail().len());
+        }
+        let heads = self.tails.entry(host.tail().into()).or_default();
+        heads.routes.entry(host.head().into()).or_default().push(route);
+    }
+
+    /// The route of a canonical host ([`super::canonical_host`]).
+    ///
+    /// Allocates nothing. One hash look-up per label and per length of a tail that starts within
+    /// a label (`-ide.example.com`), however many routes there are.
+    pub fn lookup(&self, host: &str) -> Option<&Arc<Route>> {
+        if let Some(route) = self.exact.get(host) {
+            return Some(route);
+        }
+        if host.len() > HOST_MAX || !host.is_ascii() {
+            return None;
+        }
+        // From the left, so that the longest tail is tried first.
+        (1..=host.len())
+            .filter(|&start| {
+                host.as_bytes().get(start) == Some(&b'.')
+                    || self.tails_in_label.contains(host.len() - start)
+            })
+            .find_map(|start| {
+                let (front, tail) = host.split_at(start);
+                self.tails.get(tail)?.lookup(front)
+            })
+    }
+
+    /// The route of this name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Route>> {
+        self.names.get(name)
+    }
+
+    /// All routes, by name.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Route>> {
+        self.names.values()
+    }
+
+    /// How many routes there are.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+}
+
+impl fmt::Debug for RouteTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.names.iter().map(|(name, route)| (name, &route.host))).finish()
+    }
+}
+
+impl Heads {
+    fn sort(&mut self) {
+        self.lengths = self.routes.keys().map(|head| head.len()).collect();
+        self.lengths.sort_unstable_by(|a, b| b.cmp(a));
+        self.lengths.dedup();
+        for routes in self.routes.values_mut() {
+            routes.sort_by_cached_key(|route| {
+                (std::cmp::Reverse(route.host.middle_len()), route.host.shape())
+            });
+        }
+    }
+
+    fn lookup(&self, front: &str) -> Option<&Arc<Route>> {
+        self.lengths.iter().filter(|&&length| length < front.len()).find_map(|&length| {
+            let (head, between) = front.split_at(length);
+            self.routes.get(head)?.iter().find(|route| route.host.fits(between))
+        })
+    }
+}
+
+/// A set of lengths of hosts' ends.
+#[derive(Default)]
+struct Lengths([u64; 4]);
+
+impl Lengths {
+    fn insert(&mut self, length: usize) {
+        self.0[length / 64] |= 1 << (length % 64);
+    }
+
+    fn contains(&self, length: usize) -> bool {
+        self.0[length / 64] & (1 << (length % 64)) != 0
+    }
+}

@@ -1,5 +1,6 @@
 //! Dormouse: an edge reverse proxy that wakes a session's machine on the first request.
 
+pub mod admin;
 pub mod config;
 pub mod engine;
 pub mod fleet;

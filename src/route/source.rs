@@ -103,6 +103,7 @@ impl<'t> Source<'t> {
     /// serde stops at the first error. So what it stumbles over is taken out, and it reads again.
     fn read<T: DeserializeOwned>(&self) -> Result<T, Vec<RouteError>> {
         let mut rest = self.tree.clone();
+        let mut taken_out: Vec<String> = Vec::new();
         let mut errors = Vec::new();
         loop {
             let error = match T::deserialize(toml::de::Deserializer::from(rest.clone())) {
@@ -110,13 +111,15 @@ impl<'t> Source<'t> {
                 Ok(_) => break,
                 Err(error) => error,
             };
-            let culprit_removed = error.span().is_some_and(|span| remove(rest.get_mut(), &span));
-            // With nothing to take out, it misses what was taken out before: no error of its own.
-            if culprit_removed || errors.is_empty() {
+            let is_consequence = missing_key(error.message())
+                .is_some_and(|missing| taken_out.iter().any(|key| key == missing));
+            if !is_consequence {
                 errors.push(explain(self.file, self.text, &error));
             }
-            if !culprit_removed || errors.len() == ERRORS_MAX {
-                break;
+            let culprit = error.span().and_then(|span| remove(rest.get_mut(), &span));
+            match culprit {
+                Some(culprit) if errors.len() < ERRORS_MAX => taken_out.push(culprit),
+                _ => break,
             }
         }
         errors.sort_by_key(|error| error.at);
@@ -213,28 +216,29 @@ impl<'s> Findings<'s> {
     }
 }
 
-/// Takes the entry with this key or this value out of the tree.
-fn remove(table: &mut DeTable<'_>, span: &Range<usize>) -> bool {
+/// Takes the entry with this key or this value out of the tree; its key.
+fn remove(table: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
     let mut culprit = None;
     for (key, value) in table.iter_mut() {
         if key.span() == *span || value.span() == *span || holds(value, span) {
             culprit = Some(key.clone());
             break;
         }
-        if remove_within(value.get_mut(), span) {
-            return true;
+        if let Some(culprit) = remove_within(value.get_mut(), span) {
+            return Some(culprit);
         }
     }
-    culprit.is_some_and(|key| table.remove(&key).is_some())
+    let culprit = culprit?;
+    table.remove(&culprit).map(|_| culprit.into_inner().into_owned())
 }
 
-fn remove_within(value: &mut DeValue<'_>, span: &Range<usize>) -> bool {
+fn remove_within(value: &mut DeValue<'_>, span: &Range<usize>) -> Option<String> {
     match value {
         DeValue::Table(table) => remove(table, span),
         DeValue::Array(array) => {
-            array.iter_mut().any(|element| remove_within(element.get_mut(), span))
+            array.iter_mut().find_map(|element| remove_within(element.get_mut(), span))
         }
-        _ => false,
+        _ => None,
     }
 }
 
@@ -265,10 +269,32 @@ fn reword(message: &str) -> (String, Option<String>) {
         let known: Vec<&str> = quoted.collect();
         return (format!("{ours} `{given}`"), Some(suggest(given, &known)));
     }
-    if let Some(field) = message.strip_prefix("missing field ") {
-        return (format!("missing key {field}"), None);
+    if let Some(key) = missing_key(&message) {
+        return (format!("missing key `{key}`"), None);
     }
-    (message, None)
+    if message == "wanted string or table" {
+        return ("expected a string".into(), None);
+    }
+    let Some((wrong, expected)) = message.rsplit_once("expected ") else { return (message, None) };
+    (format!("{wrong}expected {}", plain_words(expected)), None)
+}
+
+fn missing_key(message: &str) -> Option<&str> {
+    message.strip_prefix("missing field `")?.strip_suffix('`')
+}
+
+/// Rust's types in an operator's words.
+fn plain_words(expected: &str) -> &str {
+    match expected {
+        "u16" => "a whole number up to 65535",
+        "u32" => "a whole number up to 4294967295",
+        "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        rust if rust.starts_with("struct ") => "a table",
+        other => other,
+    }
 }
 
 /// "did you mean", and all that is known.

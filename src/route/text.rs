@@ -46,8 +46,8 @@ impl Text for DurationText {
     const EXPECTED: &'static str = "a duration such as \"30s\", \"15m\" or \"2h\"";
 
     fn parse(text: &str) -> Result<Self, String> {
-        let duration = humantime::parse_duration(text)
-            .map_err(|error| format!("`{text}` is no duration ({error})"))?;
+        let duration =
+            humantime::parse_duration(text).map_err(|_| format!("`{text}` is no duration"))?;
         if duration > DURATION_MAX {
             return Err(format!("`{text}` is more than 3650 days"));
         }

@@ -1,0 +1,339 @@
+//! `dormouse.toml`, the committed examples and the committed schemas.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{fs, path::Path, time::Duration};
+
+use dormouse::{
+    config::{AdminAddress, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig},
+    route::{EngineKind, RouteError, load_dir},
+    schema::SchemaFile,
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn parse(text: &str) -> Result<Config, Vec<RouteError>> {
+    Config::parse(Path::new("/etc/dormouse/dormouse.toml"), text, |_| None)
+}
+
+fn errors(text: &str) -> Vec<String> {
+    let errors = parse(text).expect_err("it has an error");
+    errors.iter().map(|error| error.to_string().replace("/etc/dormouse/", "")).collect()
+}
+
+fn docker(config: &Config, name: &str) -> DockerConfig {
+    match &config.engines[name] {
+        EngineConfig::Docker(docker) => docker.clone(),
+        other @ EngineConfig::Process => panic!("{name} is {other:?}"),
+    }
+}
+
+#[test]
+fn an_empty_file_gives_the_documented_defaults() {
+    let config = parse("").unwrap();
+    assert_eq!(config.listen.http, ["127.0.0.1:8080".parse().unwrap()]);
+    assert_eq!(config.listen.admin, AdminAddress::Tcp("127.0.0.1:9900".parse().unwrap()));
+    assert_eq!(config.paths.routes, Path::new("/etc/dormouse/routes"));
+    assert_eq!(config.paths.certs, Path::new("/etc/dormouse/certs"));
+    assert_eq!(config.paths.state, Path::new("/etc/dormouse/state"));
+    let limits = &config.limits;
+    let all = [limits.held, limits.starts, limits.connections, limits.sessions];
+    assert_eq!(all, [10_000, 8, 50_000, 100_000]);
+    let seconds = |duration: Duration| duration.as_secs();
+    let timeouts = &config.timeouts;
+    let client = [timeouts.client_head, timeouts.client_body, timeouts.client_idle];
+    assert_eq!(client.map(seconds), [10, 60, 75]);
+    let upstream = [timeouts.connect, timeouts.answer, timeouts.upstream_idle];
+    assert_eq!(upstream.map(seconds), [5, 300, 4]);
+    assert_eq!(config.shutdown.drain, Duration::from_secs(30));
+    let kinds: Vec<_> = config.engine_kinds().into_iter().collect();
+    let expected = [("docker", EngineKind::Docker), ("local", EngineKind::Process)];
+    assert_eq!(kinds, expected.map(|(name, kind)| (name.to_owned(), kind)));
+    let expected = DockerConfig {
+        endpoint: DockerEndpoint::Unix("/var/run/docker.sock".into()),
+        owner: "dormouse".into(),
+        call_timeout: Duration::from_secs(60),
+    };
+    assert_eq!(docker(&config, "docker"), expected);
+}
+
+#[test]
+fn the_example_says_the_defaults() {
+    let example = parse(&fs::read_to_string("dormouse.toml").unwrap()).unwrap();
+    assert_eq!(example, parse("").unwrap());
+}
+
+#[test]
+fn paths_start_from_the_files_own_folder() {
+    let config = parse(
+        r#"
+        admin.token_file = "token"
+        listen.admin = "unix:run/admin.sock"
+        paths.routes = "/srv/routes"
+        paths.state = "../state"
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.base, Path::new("/etc/dormouse"));
+    assert_eq!(config.admin.token_file.as_deref(), Some(Path::new("/etc/dormouse/token")));
+    assert_eq!(config.listen.admin, AdminAddress::Unix("/etc/dormouse/run/admin.sock".into()));
+    assert_eq!(config.paths.routes, Path::new("/srv/routes"));
+    assert_eq!(config.paths.state, Path::new("/etc/dormouse/../state"));
+}
+
+#[test]
+fn a_missing_default_file_is_fine_and_a_missing_named_one_is_not() {
+    // Cargo runs tests in the package's folder, where there is a dormouse.toml.
+    let found = Config::load(None).unwrap();
+    assert_eq!(found.file.as_deref(), Some(&*fs::canonicalize("dormouse.toml").unwrap()));
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("edge.toml");
+    let errors = Config::load(Some(&missing)).unwrap_err();
+    assert_eq!(errors[0].to_string(), format!("{}: there is no such file", missing.display()));
+    fs::write(&missing, "limits.starts = 3").unwrap();
+    assert_eq!(Config::load(Some(&missing)).unwrap().limits.starts, 3);
+}
+
+#[test]
+fn every_form_of_a_docker_endpoint() {
+    let tls = "tls_ca = \"ca.pem\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\n";
+    let endpoint = |text: &str, more: &str| {
+        let text = format!("[engines.d]\nkind = \"docker\"\nendpoint = \"{text}\"\n{more}");
+        parse(&text).map(|config| docker(&config, "d").endpoint)
+    };
+    let pem = |name: &str| Path::new("/etc/dormouse").join(name);
+    let with_tls = DockerTls { ca: pem("ca.pem"), cert: pem("cert.pem"), key: pem("key.pem") };
+    let tcp = |tls| DockerEndpoint::Tcp { address: "10.0.0.5:2376".into(), tls };
+    assert_eq!(
+        endpoint("unix:///run/d.sock", "").unwrap(),
+        DockerEndpoint::Unix("/run/d.sock".into())
+    );
+    assert_eq!(endpoint("tcp://10.0.0.5:2376", "").unwrap(), tcp(None));
+    assert_eq!(endpoint("tcp://10.0.0.5:2376", tls).unwrap(), tcp(Some(with_tls.clone())));
+    assert_eq!(endpoint("https://10.0.0.5:2376/", tls).unwrap(), tcp(Some(with_tls)));
+    let ssh = "ssh://me@build:2222";
+    assert_eq!(endpoint(ssh, "").unwrap(), DockerEndpoint::Ssh(ssh.into()));
+    for (text, more) in [
+        ("https://10.0.0.5:2376", ""),
+        ("unix:///run/d.sock", tls),
+        ("tcp://10.0.0.5", ""),
+        ("tcp://", ""),
+        ("npipe:////./pipe/docker", ""),
+        ("/var/run/docker.sock", ""),
+        ("tcp://10.0.0.5:2376", "tls_ca = \"ca.pem\""),
+    ] {
+        endpoint(text, more).expect_err(text);
+    }
+}
+
+#[test]
+fn docker_host_is_used_where_no_endpoint_is_given() {
+    let environment = |name: &str| match name {
+        "DOCKER_HOST" => Some("tcp://10.0.0.5:2376".to_owned()),
+        "DOCKER_TLS_VERIFY" => Some("1".to_owned()),
+        "DOCKER_CERT_PATH" => Some("/certs".to_owned()),
+        _ => None,
+    };
+    let text = "[engines.a]\nkind = \"docker\"\n\
+                [engines.b]\nkind = \"docker\"\nendpoint = \"unix:///b\"";
+    let config = Config::parse(Path::new("/dormouse.toml"), text, environment).unwrap();
+    let tls = DockerTls {
+        ca: "/certs/ca.pem".into(),
+        cert: "/certs/cert.pem".into(),
+        key: "/certs/key.pem".into(),
+    };
+    let expected = DockerEndpoint::Tcp { address: "10.0.0.5:2376".into(), tls: Some(tls) };
+    assert_eq!(docker(&config, "a").endpoint, expected);
+    assert_eq!(docker(&config, "b").endpoint, DockerEndpoint::Unix("/b".into()));
+}
+
+#[test]
+fn every_error_is_told_with_its_place_and_what_was_expected() {
+    let text = r#"
+[listen]
+http = ["localhost:80"]
+admim = "127.0.0.1:1"
+[limits]
+held = "many"
+[shutdown]
+drain = "30 potatoes"
+[engines.x]
+kind = "dokcer"
+"#;
+    let expected = [
+        "dormouse.toml:3:9: `localhost:80` is no address with a port, expected ADDRESS:PORT such \
+         as \"127.0.0.1:8080\" or \"[::]:8080\"",
+        "dormouse.toml:4:1: unknown key `admim`; did you mean `admin`? known: `http`, `admin`",
+        "dormouse.toml:6:8: invalid type: string \"many\", expected a whole number up to 4294967295",
+        "dormouse.toml:8:9: `30 potatoes` is no duration, expected a duration such as \"30s\", \
+         \"15m\" or \"2h\"",
+        "dormouse.toml:10:8: unknown value `dokcer`; did you mean `docker`? known: `process`, \
+         `docker`",
+    ];
+    assert_eq!(errors(text), expected);
+}
+
+#[test]
+fn what_has_the_right_shape_may_still_be_wrong() {
+    let text = r#"
+[listen]
+http = ["127.0.0.1:80", "127.0.0.1:80"]
+admin = "0.0.0.0:9900"
+[limits]
+held = 0
+[timeouts]
+connect = "0s"
+[engines.My_Docker]
+kind = "docker"
+endpoint = "/var/run/docker.sock"
+owner = "a b"
+[engines.local]
+kind = "process"
+endpoint = "unix:///x"
+"#;
+    let expected = [
+        "dormouse.toml:3:25: 127.0.0.1:80 stands here twice",
+        "dormouse.toml:4:9: beyond loopback, the admin API needs a token; set admin.token_file, or \
+         listen on 127.0.0.1 or unix:/path",
+        "dormouse.toml:6:8: `held` starts at 1",
+        "dormouse.toml:8:11: `connect` must be more than nothing",
+        "dormouse.toml:9:10: `My_Docker` is no name of an engine; expected a-z, 0-9 and `-`, at \
+         most 63, no `-` at the ends",
+        "dormouse.toml:11:12: endpoint `/var/run/docker.sock`: no scheme; expected unix:///path, \
+         tcp://HOST:PORT, https://HOST:PORT or ssh://[USER@]HOST[:PORT]",
+        "dormouse.toml:12:9: not an owner's name; expected letters, digits, `.`, `_` and `-`, at \
+         most 63",
+        "dormouse.toml:15:1: `endpoint` is for kind = \"docker\" only",
+    ];
+    assert_eq!(errors(text), expected);
+}
+
+#[test]
+fn beyond_loopback_the_admin_api_needs_a_token() {
+    parse("listen.admin = \"[::1]:9900\"").unwrap();
+    parse("listen.admin = \"0.0.0.0:9900\"\nadmin.token_file = \"token\"").unwrap();
+    parse("listen.admin = \"0.0.0.0:9900\"").unwrap_err();
+}
+
+/// `DORMOUSE_BLESS=1 cargo test --test config` writes them anew.
+#[test]
+fn the_committed_schemas_are_those_of_the_types() {
+    for schema in SchemaFile::ALL {
+        let file = Path::new("schema").join(schema.file_name());
+        if std::env::var_os("DORMOUSE_BLESS").is_some() {
+            fs::write(&file, schema.text()).unwrap();
+        }
+        let committed = fs::read_to_string(&file).unwrap();
+        assert!(committed == schema.text(), "stale: {}; set DORMOUSE_BLESS=1", file.display());
+    }
+}
+
+fn as_json(text: &str) -> Value {
+    serde_json::to_value(toml::from_str::<toml::Table>(text).unwrap()).unwrap()
+}
+
+fn is_valid(schema: SchemaFile, text: &str) -> bool {
+    jsonschema::draft7::meta::validate(&schema.generate()).unwrap();
+    jsonschema::validator_for(&schema.generate()).unwrap().is_valid(&as_json(text))
+}
+
+#[test]
+fn the_examples_are_valid_to_an_editor_and_to_us() {
+    assert!(is_valid(SchemaFile::Dormouse, &fs::read_to_string("dormouse.toml").unwrap()));
+    assert!(is_valid(SchemaFile::Route, &fs::read_to_string("routes/demo.toml").unwrap()));
+    let config = Config::load(Some(Path::new("dormouse.toml"))).unwrap();
+    let table = load_dir(&config.paths.routes, &config.engine_kinds()).unwrap();
+    assert_eq!(&*table.lookup("alice.localhost").unwrap().name, "demo");
+    for (file, schema) in
+        [("dormouse.toml", "./schema/dormouse"), ("routes/demo.toml", "../schema/route")]
+    {
+        let text = fs::read_to_string(file).unwrap();
+        assert!(text.starts_with(&format!("#:schema {schema}.schema.json\n")), "{file}");
+    }
+}
+
+#[test]
+fn an_editor_accepts_what_we_accept() {
+    assert!(is_valid(SchemaFile::Dormouse, ""));
+    assert!(is_valid(SchemaFile::Route, "host = \"a.example\""));
+    assert!(is_valid(SchemaFile::Route, include_str!("routes/full.toml")));
+}
+
+#[test]
+fn an_editor_refuses_what_is_obviously_wrong() {
+    for text in [
+        "listen.htp = []",
+        "listen.http = []",
+        "listen.http = \"127.0.0.1:80\"",
+        "limits.held = 0",
+        "limits.held = \"many\"",
+        "shutdown.drain = 30",
+        "shutdown.drain = \"soon\"",
+        "engines.x.kind = \"vm\"",
+        "engines.x.owner = \"me\"",
+    ] {
+        assert!(!is_valid(SchemaFile::Dormouse, text), "{text}");
+    }
+    for text in [
+        "",
+        "host = 5",
+        "ready.probe = \"http\"",
+        "host = \"a\"\nready.prob = \"http\"",
+        "host = \"a\"\nready.probe = \"htp\"",
+        "host = \"a\"\nwake.page_after = \"1s\"",
+        "host = \"a\"\nidle.sleep = []",
+        "host = \"a\"\nidle.sleep = [{ after = \"1s\" }]",
+        "host = \"a\"\nidle.sleep = [{ after = \"1s\", to = \"asleep\" }]",
+        "host = \"a\"\nupstream.tls = { verfy = true }",
+        "host = \"a\"\nupstream.tls = \"yes\"",
+        "host = \"a\"\ninstance.memory = 512",
+        "host = \"a\"\ninstance.docker.publish = 1",
+    ] {
+        assert!(!is_valid(SchemaFile::Route, text), "{text}");
+    }
+}
+
+#[test]
+fn every_key_of_the_schemas_is_described() {
+    fn walk(path: &str, schema: &Value, bare: &mut Vec<String>) {
+        for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{key}");
+            if property["description"].as_str().is_none_or(str::is_empty) {
+                bare.push(path.clone());
+            }
+            walk(&path, property, bare);
+            walk(&path, &property["items"], bare);
+            walk(&path, &property["additionalProperties"], bare);
+            for one in property["anyOf"].as_array().into_iter().flatten() {
+                walk(&path, one, bare);
+            }
+        }
+    }
+    let mut bare = Vec::new();
+    for schema in SchemaFile::ALL {
+        walk(schema.file_name(), &schema.generate(), &mut bare);
+    }
+    assert_eq!(bare, [""; 0]);
+    assert_eq!(
+        SchemaFile::Dormouse.generate()["properties"]["limits"]["properties"]["starts"]["default"],
+        json!(8)
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC*") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn no_mangled_example_makes_it_panic(start in 0usize..800, len in 0usize..12, with in "\\PC{0,6}") {
+        let mut text: Vec<char> = include_str!("../dormouse.toml").chars().collect();
+        let start = start.min(text.len());
+        let end = (start + len).min(text.len());
+        text.splice(start..end, with.chars());
+        for error in parse(&String::from_iter(text)).err().into_iter().flatten() {
+            prop_assert!(error.at.is_none_or(|at| at.line >= 1 && at.column >= 1));
+        }
+    }
+}

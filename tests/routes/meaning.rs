@@ -1,0 +1,114 @@
+//! What a right route means.
+
+use std::time::Duration;
+
+use dormouse::{
+    route::{Protocol, RouteTable},
+    session::{Depth, DockerSpec, Listen, Policy, Probe, ProcessSpec, Rung, Spec, UpstreamTls},
+};
+
+use crate::{mistakes::error, parse, route};
+
+#[test]
+fn the_shortest_route_has_all_defaults() {
+    let route = route("demo", "alice.localhost");
+    assert_eq!((&*route.name, &*route.engine, route.protocol), ("demo", "local", Protocol::Auto));
+    let plan = route.plan("alice.localhost");
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    let expected = Policy {
+        ladder: [Rung { after: minutes(15), to: Depth::Stopped }].into(),
+        min_awake: minutes(1),
+        wake_timeout: Duration::from_secs(30),
+        held_max: 1000,
+    };
+    assert_eq!(plan.policy, expected);
+    assert_eq!((plan.probe, plan.tls), (Probe::Tcp, None));
+    assert_eq!(plan.spec, Spec { command: vec!["x".into()], ..Spec::default() });
+    assert_eq!(route.set_headers("alice.localhost").count(), 0);
+}
+
+#[test]
+fn every_key_reaches_the_plan_with_its_captures_filled_in() {
+    let route = parse("full", include_str!("full.toml")).unwrap();
+    let host = "alice-6080.desk.example.com";
+    let plan = route.plan(host);
+    let text = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let some = |text: &str| Some(text.to_owned());
+    let process = ProcessSpec {
+        listen: Listen::Unix,
+        directory: some("/srv/alice"),
+        grace: Duration::from_secs(5),
+        log_max: 64 * 1024,
+    };
+    let docker = DockerSpec {
+        container: None,
+        label: None,
+        network: some("desk-alice"),
+        runtime: some("runsc"),
+        publish: some("127.0.0.2"),
+        user: some("1000:1000"),
+        read_only: false,
+        tmpfs: text(&["/tmp", "/run:size=16m"]),
+        cap_add: text(&["NET_BIND_SERVICE"]),
+        grace: Duration::from_secs(3),
+    };
+    let env = [("SESSION", "alice"), ("WHERE", "{host}:{port}")];
+    let expected = Spec {
+        image: some("desk:alice"),
+        command: text(&["serve", "--listen", "{address}", "--name=alice", "{braces}"]),
+        env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        port: Some(6080),
+        memory: Some(512 * 1024 * 1024),
+        nano_cpus: Some(1_500_000_000),
+        pids: Some(200),
+        volumes: text(&["home-alice:/home/user", "/srv/shared:/shared:ro"]),
+        process,
+        docker,
+    };
+    assert_eq!(plan.spec, expected);
+    assert_eq!(plan.probe, Probe::Http { path: "/ready?of=alice".into(), status: Some(204) });
+    let tls = UpstreamTls { verify: false, sni: "alice.internal".into() };
+    assert_eq!((plan.tls, route.tls(host)), (Some(tls.clone()), Some(tls)));
+    let rungs: Vec<_> =
+        plan.policy.ladder.iter().map(|rung| (rung.after.as_secs(), rung.to)).collect();
+    let day = 24 * 60 * 60;
+    assert_eq!(rungs, [(120, Depth::Paused), (900, Depth::Stopped), (30 * day, Depth::Removed)]);
+    assert_eq!((plan.policy.held_max, route.protocol), (7, Protocol::Http2));
+    let headers: Vec<_> = route.set_headers(host).collect();
+    let headers: Vec<_> =
+        headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    assert_eq!(headers, [("authorization", "Bearer s3cret"), ("x-session", "alice")]);
+}
+
+#[test]
+fn tls_without_a_name_asks_for_the_sessions_host() {
+    let text = "host = \"{s}.e\"\ninstance.command = [\"x\"]\nupstream.tls = true";
+    let tls = parse("r", text).unwrap().tls("alice.e").unwrap();
+    assert_eq!(tls, UpstreamTls { verify: true, sni: "alice.e".into() });
+}
+
+#[test]
+fn routes_are_equal_when_they_do_the_same() {
+    let text = include_str!("full.toml");
+    let full = parse("full", text).unwrap();
+    assert_eq!(full, parse("full", &format!("# a comment\n{text}")).unwrap());
+    assert_ne!(full, parse("full", &text.replace("s3cret", "other")).unwrap());
+    assert_ne!(full, parse("full", &text.replace("desk:{session}", "desk:2")).unwrap());
+}
+
+#[test]
+fn no_secret_in_debug_or_in_errors() {
+    let full = parse("full", include_str!("full.toml")).unwrap();
+    let table = RouteTable::new([full]).unwrap();
+    let route = table.get("full").unwrap();
+    let headers: Vec<_> = route.set_headers("alice-1.desk.example.com").collect();
+    assert!(!format!("{table:?} {route:?} {headers:?}").contains("s3cret"));
+    for wrong in
+        ["4711", "4711.5", "\"4711{\"", "\"4711\\u0001\"", "[4711]", "{ a = 4711 }", "true"]
+    {
+        let header = error(&format!("upstream.set_headers = {{ Authorization = {wrong} }}"));
+        assert!(!header.contains("4711"), "{header}");
+    }
+    let env = error("instance.env = { TOKEN = 4711 }");
+    assert!(!env.contains("4711"), "{env}");
+}

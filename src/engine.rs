@@ -3,6 +3,8 @@
 //! An engine knows sessions by their identity and their [`Spec`]; it knows nothing of routes,
 //! requests or leases. The engine is the truth: what it lists is what exists.
 
+pub mod process;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;

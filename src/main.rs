@@ -1,3 +1,7 @@
 //! The `dormouse` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dormouse::cli::main()
+}

@@ -1,0 +1,448 @@
+//! The embedded engine: an instance is a command on this machine, with everything it forks.
+//!
+//! The truth is in /proc, found by a record on disk or by the marks in a process's environment;
+//! memory holds only who is watched and which ports are given away. So an edge may die at any point
+//! and the next one finds everything, and nothing is signalled that is not certainly ours.
+//!
+//! It is no boundary: instances run as the edge's user, see its files, and could reach each other.
+//! `memory`, `cpus`, `pids`, `image`, `port` and `volumes` of a route do nothing here; limits are
+//! for engines with cgroups.
+
+mod family;
+mod log;
+mod port;
+mod record;
+mod signal;
+mod spawn;
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use dashmap::DashMap;
+use futures::{StreamExt, stream::BoxStream};
+use tokio::sync::{Mutex, OnceCell, broadcast};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use self::{
+    family::{Marked, Motion, ProcessId},
+    port::Port,
+    record::{Folder, Record},
+    signal::Target,
+    spawn::{Bind, Spawn},
+};
+use super::{Engine, EngineEvent, Error, Instance, Life, Started};
+use crate::session::{Depth, Generation, Listen, SessionId, Spec};
+
+/// Events that a slow subscriber may be behind; then it is told to list everything.
+const EVENTS_MAX: usize = 1024;
+
+/// Runs sessions as processes. Dropping it leaves them running, for the next one to adopt.
+#[derive(Debug)]
+pub struct Process {
+    shared: Arc<Shared>,
+    adopted: OnceCell<()>,
+    _watchers_end_with_us: DropGuard,
+}
+
+impl Process {
+    /// `state_dir` is where records, logs and sockets are: two engines with the same one have the
+    /// same instances. Relative paths of routes begin in `base_dir`.
+    pub fn new(state_dir: PathBuf, base_dir: PathBuf) -> Result<Self, Error> {
+        let at = |path: &Path, e: &io::Error| Error::Failed(format!("{}: {e}", path.display()));
+        let folder = Folder::open(&state_dir).map_err(|e| at(&state_dir, &e))?;
+        let base = base_dir.canonicalize().map_err(|e| at(&base_dir, &e))?;
+        let boot = family::boot().map_err(|e| Error::Failed(format!("cannot read /proc: {e}")))?;
+        let closing = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            owner: folder.owner(),
+            folder,
+            base,
+            boot,
+            slots: DashMap::new(),
+            events: broadcast::Sender::new(EVENTS_MAX),
+            tasks: TaskTracker::new(),
+            closing: closing.clone(),
+        });
+        Ok(Self { shared, adopted: OnceCell::new(), _watchers_end_with_us: closing.drop_guard() })
+    }
+
+    /// The file with what a session's instances printed; `.1` beside it holds what was before.
+    pub fn log_path(&self, session: &SessionId) -> PathBuf {
+        self.shared.folder.log(session)
+    }
+
+    /// Before anything else: what an edge before us left running is ours.
+    async fn adopted(&self) -> Result<(), Error> {
+        self.adopted.get_or_try_init(|| self.shared.clone().reconcile()).await.map(drop)
+    }
+
+    /// Runs `call` to its end even if nobody waits for it any longer: half a start has no record,
+    /// half a stop may leave members behind.
+    async fn to_its_end<T, F>(&self, call: F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let task = self.shared.tasks.spawn(call);
+        task.await.unwrap_or_else(|e| Err(Error::Failed(format!("the runtime ends: {e}"))))
+    }
+}
+
+#[async_trait]
+impl Engine for Process {
+    fn kind(&self) -> &'static str {
+        "process"
+    }
+
+    fn depths(&self) -> &'static [Depth] {
+        &[Depth::Paused, Depth::Stopped]
+    }
+
+    async fn start(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        generation: Generation,
+    ) -> Result<Started, Error> {
+        self.adopted().await?;
+        let (shared, session, spec) = (self.shared.clone(), session.clone(), spec.clone());
+        self.to_its_end(async move {
+            let started = shared.start(&session, &spec, generation).await;
+            shared.tidy(&session);
+            started
+        })
+        .await
+    }
+
+    async fn sleep(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        life: Option<&Life>,
+        to: Depth,
+    ) -> Result<(), Error> {
+        self.adopted().await?;
+        let (shared, session, spec) = (self.shared.clone(), session.clone(), spec.clone());
+        let life = life.cloned();
+        self.to_its_end(async move {
+            let slept = shared.sleep(&session, &spec, life.as_ref(), to).await;
+            shared.tidy(&session);
+            slept
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, Error> {
+        let shared = self.shared.clone();
+        self.to_its_end(async move {
+            shared.clone().reconcile().await?;
+            let records = shared.folder.all().map_err(|e| shared.disk(&e))?;
+            Ok(records.iter().filter_map(|record| record.instance(&shared.boot)).collect())
+        })
+        .await
+    }
+
+    async fn inspect(&self, session: &SessionId, _: &Spec) -> Result<Option<Instance>, Error> {
+        self.adopted().await?;
+        let record = self.shared.load(session)?;
+        Ok(record.and_then(|record| record.instance(&self.shared.boot)))
+    }
+
+    fn events(&self) -> BoxStream<'static, EngineEvent> {
+        let deaths = self.shared.events.subscribe();
+        futures::stream::unfold(deaths, |mut deaths| async {
+            match deaths.recv().await {
+                Ok(session) => Some((EngineEvent::Changed(session), deaths)),
+                Err(broadcast::error::RecvError::Lagged(_)) => Some((EngineEvent::Resync, deaths)),
+                Err(broadcast::error::RecvError::Closed) => None,
+            }
+        })
+        .boxed()
+    }
+}
+
+/// What calls and watchers share.
+#[derive(Debug)]
+struct Shared {
+    folder: Folder,
+    owner: String,
+    base: PathBuf,
+    boot: String,
+    /// One lock per session that is being worked on or watched.
+    slots: DashMap<SessionId, Arc<Mutex<Slot>>>,
+    events: broadcast::Sender<SessionId>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+/// Held while anything is done to a session's processes.
+#[derive(Debug, Default)]
+struct Slot {
+    watched: Option<ProcessId>,
+}
+
+impl Shared {
+    async fn start(
+        self: &Arc<Self>,
+        session: &SessionId,
+        spec: &Spec,
+        generation: Generation,
+    ) -> Result<Started, Error> {
+        let slot = self.slot(session);
+        let mut slot = slot.lock().await;
+        if let Some(record) = self.load(session)? {
+            if let Some(motion) = record.motion(&self.boot) {
+                return self.wake(record, motion, generation, &mut slot).await;
+            }
+            self.end(session, record.leader(&self.boot), Duration::ZERO).await?;
+        }
+        let (record, port) = self.clone().spawn(session, spec, generation).await?;
+        self.watch(&record, port, &mut slot);
+        self.started(&record)
+    }
+
+    /// What exists already is resumed if it lies stopped, whoever stopped it.
+    async fn wake(
+        self: &Arc<Self>,
+        mut record: Record,
+        motion: Motion,
+        generation: Generation,
+        slot: &mut Slot,
+    ) -> Result<Started, Error> {
+        match motion {
+            Motion::Stopped if record.paused => signal::resume(record.leader, &record.strays)?,
+            Motion::Stopped => self.target(&record.session(), Some(record.leader)).resume().await?,
+            Motion::Moves => {}
+        }
+        record.generation = record.generation.max(generation.0);
+        record.paused = false;
+        record.strays.clear();
+        self.folder.save(&record).map_err(|e| self.disk(&e))?;
+        self.watch(&record, None, slot);
+        self.started(&record)
+    }
+
+    fn started(&self, record: &Record) -> Result<Started, Error> {
+        let unread = || Error::Failed(format!("`{}` is not an address", record.address));
+        Ok(Started { address: record.address().ok_or_else(unread)?, life: record.life() })
+    }
+
+    async fn spawn(
+        self: Arc<Self>,
+        session: &SessionId,
+        spec: &Spec,
+        generation: Generation,
+    ) -> Result<(Record, Option<Port>), Error> {
+        let (session, spec) = (session.clone(), spec.clone());
+        let spawned = tokio::task::spawn_blocking(move || {
+            let bind = self.bind(&session, spec.process.listen)?;
+            let leader = Spawn {
+                session: &session,
+                spec: &spec,
+                generation,
+                owner: &self.owner,
+                base: &self.base,
+                log: &self.folder.log(&session),
+                bind: &bind,
+            }
+            .run()?;
+            let address = bind.address();
+            let record = Record::new(&session, generation.0, leader, &self.boot, address, &spec);
+            // Without a record it is found by its marks, by the sleep that follows this error.
+            self.folder.save(&record).map_err(|e| self.disk(&e))?;
+            Ok((record, bind.into_port()))
+        });
+        spawned.await.unwrap_or_else(|e| Err(Error::Failed(format!("the runtime ends: {e}"))))
+    }
+
+    fn bind(&self, session: &SessionId, listen: Listen) -> Result<Bind, Error> {
+        match listen {
+            Listen::Tcp => Port::free()
+                .map(Bind::Tcp)
+                .map_err(|e| Error::Conflict(format!("no free port on 127.0.0.1: {e}"))),
+            Listen::Unix => self.folder.socket(session).map(Bind::Unix).ok_or_else(|| {
+                Error::Invalid(
+                    "the state folder's path is too long for unix sockets: shorten [paths] state, \
+                     or use listen = \"tcp\""
+                        .into(),
+                )
+            }),
+        }
+    }
+
+    async fn sleep(
+        self: &Arc<Self>,
+        session: &SessionId,
+        spec: &Spec,
+        life: Option<&Life>,
+        to: Depth,
+    ) -> Result<(), Error> {
+        let slot = self.slot(session);
+        let _slot = slot.lock().await;
+        let Some(mut record) = self.load(session)? else {
+            return self.end(session, None, spec.process.grace).await;
+        };
+        if life.is_some_and(|life| record.is_newer_than(life)) {
+            return Ok(());
+        }
+        let leader = record.leader(&self.boot);
+        if to == Depth::Paused && record.motion(&self.boot).is_some() {
+            record.strays = self.target(session, leader).pause().await?;
+            record.paused = true;
+            return self.folder.save(&record).map_err(|e| self.disk(&e));
+        }
+        // A spec without a command is that of no route: the instance's own knows its grace.
+        let orphan = spec.command.is_empty();
+        let grace = if orphan { record.grace() } else { spec.process.grace };
+        self.end(session, leader, grace).await
+    }
+
+    /// After this nothing of the session is left but its log.
+    async fn end(
+        &self,
+        session: &SessionId,
+        leader: Option<ProcessId>,
+        grace: Duration,
+    ) -> Result<(), Error> {
+        self.target(session, leader).end(grace).await?;
+        self.folder.forget(session).map_err(|e| self.disk(&e))
+    }
+
+    /// Watches every instance that there is, and ends the remains of those that died unwatched.
+    async fn reconcile(self: Arc<Self>) -> Result<(), Error> {
+        let shared = self.clone();
+        let look = move || {
+            shared.folder.prune_logs()?;
+            Ok((family::marked(&shared.owner)?, shared.folder.all()?))
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
+        let (mut marked, records) =
+            looked.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(|e: io::Error| {
+                Error::Failed(format!("cannot find out what runs already: {e}"))
+            })?;
+        for record in records {
+            marked.entry(record.session).or_default();
+        }
+        self.adopt(marked).await;
+        Ok(())
+    }
+
+    async fn adopt(self: &Arc<Self>, marked: HashMap<String, Vec<Marked>>) {
+        for (host, marked) in marked {
+            let session = SessionId::new(host);
+            let slot = self.slot(&session);
+            {
+                // If held, somebody works on it now, and knows more than our look did.
+                let Ok(mut slot) = slot.try_lock() else { continue };
+                if let Err(error) = self.adopt_one(&session, marked, &mut slot).await {
+                    tracing::warn!(%session, %error, "cannot adopt or end a session's processes");
+                }
+            }
+            drop(slot);
+            self.tidy(&session);
+        }
+    }
+
+    async fn adopt_one(
+        self: &Arc<Self>,
+        session: &SessionId,
+        mut marked: Vec<Marked>,
+        slot: &mut Slot,
+    ) -> Result<(), Error> {
+        let record = self.load(session)?;
+        if let Some(record) = record.as_ref().filter(|r| r.motion(&self.boot).is_some()) {
+            self.watch(record, None, slot);
+            return Ok(());
+        }
+        // The first process of an edge that died between its spawn and its record. Where there is a
+        // record, that process is dead, and who leads now is only what it left behind.
+        marked.sort_by_key(|marked| marked.id.start);
+        let mut leaders = marked.iter().filter(|m| m.leads && m.id.motion().is_some());
+        if let (None, Some(first)) = (&record, leaders.next()) {
+            let (generation, address) = (first.generation, first.address.clone());
+            let spec = Spec::default();
+            let record = Record::new(session, generation, first.id, &self.boot, address, &spec);
+            self.folder.save(&record).map_err(|e| self.disk(&e))?;
+            self.watch(&record, None, slot);
+            return Ok(());
+        }
+        self.end(session, record.and_then(|r| r.leader(&self.boot)), Duration::ZERO).await
+    }
+
+    /// From here on the death of `record`'s leader is noticed at once.
+    fn watch(self: &Arc<Self>, record: &Record, port: Option<Port>, slot: &mut Slot) {
+        if slot.watched == Some(record.leader) {
+            return;
+        }
+        slot.watched = Some(record.leader);
+        let port = port.or_else(|| match record.address()? {
+            crate::session::Address::Tcp(address) => Some(Port::of_instance(address.port())),
+            crate::session::Address::Unix(_) => None,
+        });
+        let (shared, record) = (self.clone(), record.clone());
+        let closing = self.closing.clone();
+        self.tasks.spawn(closing.run_until_cancelled_owned(async move {
+            shared.attend(record).await;
+            drop(port); // given away again only when nothing of the instance is left
+        }));
+    }
+
+    async fn attend(self: Arc<Self>, record: Record) {
+        let (session, leader) = (record.session(), record.leader);
+        let log = self.folder.log(&session);
+        tokio::select! {
+            () = signal::surely_ended(leader) => {}
+            () = log::keep(log, record.log_max) => {}
+        }
+        let _ = self.events.send(session.clone()); // no subscriber is no loss
+        {
+            let slot = self.slot(&session);
+            let mut slot = slot.lock().await;
+            if slot.watched == Some(leader) {
+                slot.watched = None;
+            }
+            // Our own stop, or the start of the next life, has been here before us.
+            if self.load(&session).is_ok_and(|now| now.is_some_and(|now| now.leader == leader))
+                && leader.motion().is_none()
+                && let Err(error) = self.end(&session, Some(leader), Duration::ZERO).await
+            {
+                tracing::warn!(%session, %error, "cannot end what a dead instance left behind");
+            }
+        }
+        // Only now: the zombie held the number of its group, by which we found the rest.
+        signal::reap(leader);
+        self.tidy(&session);
+    }
+
+    /// A slot that nobody holds and nobody watches is not kept.
+    fn tidy(&self, session: &SessionId) {
+        self.slots.remove_if(session, |_, slot| {
+            Arc::strong_count(slot) == 1 && slot.try_lock().is_ok_and(|s| s.watched.is_none())
+        });
+    }
+
+    fn slot(&self, session: &SessionId) -> Arc<Mutex<Slot>> {
+        self.slots.entry(session.clone()).or_default().clone()
+    }
+
+    fn target(&self, session: &SessionId, leader: Option<ProcessId>) -> Target {
+        Target { owner: self.owner.clone(), session: session.host().to_owned(), leader }
+    }
+
+    fn load(&self, session: &SessionId) -> Result<Option<Record>, Error> {
+        self.folder.load(session).map_err(|e| self.disk(&e))
+    }
+
+    fn disk(&self, error: &io::Error) -> Error {
+        Error::Failed(format!("cannot keep records in the state folder: {error}"))
+    }
+}

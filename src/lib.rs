@@ -1,6 +1,8 @@
 //! Dormouse: an edge reverse proxy that wakes a session's machine on the first request.
 
+pub mod admin;
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod edge;
 pub mod demo;

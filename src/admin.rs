@@ -1,0 +1,246 @@
+//! The admin API: what an operator, a script, a supervisor and Prometheus ask of a running edge.
+//!
+//! [`Admin::router`] is the whole API behind its [`Guard`]; [`Listener`] serves it. It must not
+//! know engines or Pingora: sessions are the fleet's, routes the table's, and a reload is a
+//! function that `app` gives.
+
+mod guard;
+mod listen;
+mod problem;
+mod sessions;
+mod token;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    middleware,
+    response::IntoResponse,
+    routing::{get, post},
+};
+use humantime_serde::re::humantime::format_duration;
+use serde::Serialize;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use sessions::STATES;
+pub use {
+    guard::{Guard, Unguarded},
+    listen::Listener,
+    token::{Token, TokenError},
+};
+
+use crate::{
+    fleet::Fleet,
+    metrics::METRICS,
+    route::{Route, RouteError, RouteTable},
+};
+use problem::Problem;
+
+/// Reads the route files again and puts them in force: all of them, or none. May block.
+pub type Reload = Arc<dyn Fn() -> Result<ReloadReport, Vec<RouteError>> + Send + Sync>;
+
+/// What a reload has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReloadReport {
+    /// Routes that are live now.
+    pub routes: usize,
+    /// The names of those that are new.
+    pub added: Vec<String>,
+    /// The names of those that say something else now.
+    pub changed: Vec<String>,
+    /// The names of those that are gone.
+    pub removed: Vec<String>,
+}
+
+impl ReloadReport {
+    /// What is different in `after`.
+    pub fn between(before: &RouteTable, after: &RouteTable) -> Self {
+        let names = |routes: &RouteTable, wanted: &dyn Fn(&Route) -> bool| -> Vec<String> {
+            let wanted = routes.iter().filter(|route| wanted(route));
+            wanted.map(|route| route.name.to_string()).collect()
+        };
+        Self {
+            routes: after.len(),
+            added: names(after, &|route| before.get(&route.name).is_none()),
+            changed: names(after, &|route| {
+                before.get(&route.name).is_some_and(|old| **old != *route)
+            }),
+            removed: names(before, &|route| after.get(&route.name).is_none()),
+        }
+    }
+}
+
+/// All that the API speaks for.
+#[derive(Clone)]
+pub struct Admin {
+    /// The sessions.
+    pub fleet: Arc<Fleet>,
+    /// The routes that are live.
+    pub table: Arc<ArcSwap<RouteTable>>,
+    /// Puts the route files in force.
+    pub reload: Reload,
+    /// What the last reload, whoever asked for it, found wrong in the route files.
+    pub errors: Arc<ArcSwap<Vec<RouteError>>>,
+    /// Whether the edge takes requests: what runs was adopted, and it does not end yet.
+    pub ready: Arc<AtomicBool>,
+    /// Who may ask.
+    pub guard: Guard,
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("guard", &self.guard).finish_non_exhaustive()
+    }
+}
+
+/// What the endpoints share.
+struct Shared {
+    admin: Admin,
+    /// One reload at a time.
+    reloading: Arc<tokio::sync::Mutex<()>>,
+    /// Wakes that nobody waits for; each holds one of the fleet's places for held requests.
+    wakes: TaskTracker,
+}
+
+impl Shared {
+    fn check_ready(&self) -> Result<(), Problem> {
+        let is_ready = self.admin.ready.load(Ordering::Acquire);
+        if is_ready { Ok(()) } else { Err(Problem::not_ready()) }
+    }
+}
+
+impl Admin {
+    /// The API.
+    pub fn router(self) -> Router {
+        let guard = middleware::from_fn_with_state(self.guard.clone(), guard::guard);
+        let shared =
+            Shared { admin: self, reloading: Default::default(), wakes: TaskTracker::new() };
+        Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .route("/v1/sessions", get(sessions::list))
+            .route("/v1/sessions/{host}", get(sessions::one))
+            .route("/v1/sessions/{host}/wake", post(sessions::wake))
+            .route("/v1/sessions/{host}/sleep", post(sessions::sleep))
+            .route("/v1/routes", get(routes))
+            .route("/v1/reload", post(reload))
+            .fallback(no_such_path)
+            .method_not_allowed_fallback(wrong_method)
+            .with_state(Arc::new(shared))
+            .layer(guard)
+    }
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>) -> Result<&'static str, Problem> {
+    shared.check_ready()?;
+    Ok("ok\n")
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    shared.admin.fleet.count_sessions();
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], METRICS.render())
+}
+
+#[derive(Serialize)]
+struct RoutesAnswer {
+    routes: Vec<RouteView>,
+    errors: Vec<RouteError>,
+}
+
+/// A route as it is live. Nothing of `[instance]` and no header: there are secrets in them.
+#[derive(Serialize)]
+struct RouteView {
+    name: String,
+    host: String,
+    engine: String,
+    file: String,
+    policy: PolicyView,
+}
+
+#[derive(Serialize)]
+struct PolicyView {
+    sleep: Vec<RungView>,
+    min_awake: String,
+    wake_timeout: String,
+    held_max: u32,
+}
+
+#[derive(Serialize)]
+struct RungView {
+    after: String,
+    to: &'static str,
+}
+
+impl RouteView {
+    fn of(route: &Route) -> Self {
+        let policy = &route.policy;
+        let sleep = policy.ladder.iter().map(|rung| RungView {
+            after: format_duration(rung.after).to_string(),
+            to: rung.to.as_str(),
+        });
+        Self {
+            name: route.name.to_string(),
+            host: route.host.as_str().to_owned(),
+            engine: route.engine.to_string(),
+            file: route.file.display().to_string(),
+            policy: PolicyView {
+                sleep: sleep.collect(),
+                min_awake: format_duration(policy.min_awake).to_string(),
+                wake_timeout: format_duration(policy.wake_timeout).to_string(),
+                held_max: policy.held_max,
+            },
+        }
+    }
+}
+
+async fn routes(State(shared): State<Arc<Shared>>) -> Json<RoutesAnswer> {
+    let routes = shared.admin.table.load().iter().map(|route| RouteView::of(route)).collect();
+    Json(RoutesAnswer { routes, errors: shared.admin.errors.load().to_vec() })
+}
+
+async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>, Problem> {
+    // Kept by the reload itself: it goes on when the client leaves.
+    let turn = Arc::clone(&shared.reloading).lock_owned().await;
+    let reload = Arc::clone(&shared.admin.reload);
+    let reloaded = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        reload()
+    });
+    match reloaded.await {
+        Ok(Ok(report)) => Ok(Json(report)),
+        Ok(Err(errors)) => {
+            let status = StatusCode::UNPROCESSABLE_ENTITY;
+            let detail = "the route files have errors: the routes before stay in force";
+            let problem = Problem::new(status, "route_errors", "Not reloaded", detail);
+            Err(problem.with("errors", serde_json::json!(errors)))
+        }
+        Err(error) => {
+            tracing::error!(%error, "a reload has failed");
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            let detail = "the reload itself failed: see the edge's log";
+            Err(Problem::new(status, "internal", "Internal error", detail))
+        }
+    }
+}
+
+async fn no_such_path() -> Problem {
+    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/routes and \
+                  /v1/reload";
+    Problem::new(StatusCode::NOT_FOUND, "no_such_path", "No such path", detail)
+}
+
+async fn wrong_method() -> Problem {
+    let detail = "GET reads, POST acts: see the Allow header";
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", "Wrong method", detail)
+}

@@ -1,0 +1,131 @@
+//! `dormouse check`: what `run` and a reload would say to the files, before they have to.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use humantime_serde::re::humantime::format_duration;
+use serde::Serialize;
+
+use super::exit::{Failure, Outcome, print, print_json, remark, short};
+use crate::{
+    admin::Token,
+    config::Config,
+    route::{Route, RouteError, RouteTable, load_dir},
+};
+
+/// Checks dormouse.toml and every route file, without touching anything that runs.
+///
+/// Every error is told as FILE:LINE:COLUMN: what is wrong, with a hint, and the exit code is 2.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dormouse check                          ./dormouse.toml and its routes
+  dormouse check --config /etc/dormouse/dormouse.toml
+  dormouse check --json | jq '.errors[]'
+  dormouse check && dormouse reload")]
+pub(super) struct Check {
+    /// The edge's settings [default: ./dormouse.toml, or the defaults where there is no such file].
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// Print {ok, file, routes, engines, errors, warnings} as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `check --json`.
+#[derive(Default, Serialize)]
+struct Findings {
+    ok: bool,
+    /// The settings' file; `null` for the defaults.
+    file: Option<String>,
+    routes: Vec<String>,
+    engines: Vec<String>,
+    errors: Vec<RouteError>,
+    warnings: Vec<String>,
+}
+
+/// All files, checked.
+pub(super) fn load(config: Option<&Path>) -> Result<(Config, RouteTable), Vec<RouteError>> {
+    let config = Config::load(config)?;
+    let mut errors = Vec::new();
+    if let Some(file) = &config.admin.token_file
+        && let Err(wrong) = Token::read(file)
+    {
+        let (message, hint) = (wrong.to_string(), "admin.token_file names it".to_owned());
+        errors.push(RouteError { file: file.clone(), at: None, message, hint: Some(hint) });
+    }
+    match load_dir(&config.paths.routes, &config.engine_kinds()) {
+        Ok(table) if errors.is_empty() => Ok((config, table)),
+        Ok(_) => Err(errors),
+        Err(more) => Err(errors.into_iter().chain(more).collect()),
+    }
+}
+
+impl Check {
+    pub(super) fn run(self) -> Outcome {
+        let loaded = load(self.config.as_deref());
+        if self.json {
+            return print_findings(loaded);
+        }
+        let (config, table) = loaded.map_err(|errors| {
+            let mut failure = Failure::of_files(&errors);
+            failure.text += &format!("\n{}", counted(errors.len(), "error"));
+            failure
+        })?;
+        for warning in warnings(&config, &table) {
+            remark(&format!("warning: {warning}"));
+        }
+        let file = config.file.as_deref().map_or("no file, the defaults".to_owned(), short);
+        let names: Vec<_> = config.engines.keys().map(String::as_str).collect();
+        print(&format!(
+            "ok: {} of {}, engines {} ({file})",
+            counted(table.len(), "route"),
+            short(&config.paths.routes),
+            names.join(", "),
+        ))
+    }
+}
+
+/// All as data: errors are findings like others, and only the exit code tells.
+fn print_findings(loaded: Result<(Config, RouteTable), Vec<RouteError>>) -> Outcome {
+    match loaded {
+        Ok((config, table)) => print_json(&Findings {
+            ok: true,
+            file: config.file.as_ref().map(|file| file.display().to_string()),
+            routes: table.iter().map(|route| route.name.to_string()).collect(),
+            engines: config.engines.keys().cloned().collect(),
+            warnings: warnings(&config, &table),
+            errors: Vec::new(),
+        }),
+        Err(errors) => {
+            let data = serde_json::json!(Findings { errors, ..Findings::default() });
+            Err(Failure { text: String::new(), data: Some(data), ..Failure::of_files(&[]) })
+        }
+    }
+}
+
+/// What is allowed, and perhaps not what was meant.
+fn warnings(config: &Config, table: &RouteTable) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if table.is_empty() {
+        let folder = short(&config.paths.routes);
+        warnings.push(format!("{folder}: no routes: every request will get 404"));
+    }
+    warnings.extend(table.iter().filter_map(|route| flapping(route)));
+    warnings
+}
+
+fn flapping(route: &Route) -> Option<String> {
+    let min_awake = route.policy.min_awake;
+    let first = route.policy.ladder.first().filter(|rung| rung.after < min_awake)?;
+    Some(format!(
+        "{}: idle.after is {}, but idle.min_awake keeps it awake for {} after each wake",
+        short(&route.file),
+        format_duration(first.after),
+        format_duration(min_awake),
+    ))
+}
+
+pub(super) fn counted(count: usize, word: &str) -> String {
+    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
+}

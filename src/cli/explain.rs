@@ -1,0 +1,314 @@
+//! `dormouse explain URL`: which route, session, engine and policy a URL gets, and what would
+//! happen to a request now. Reads the files itself; asks the running edge only for what lives.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use clap::Args;
+use http::Uri;
+use humantime_serde::re::humantime::format_duration;
+use reqwest::Method;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    check,
+    client::Target,
+    exit::{Exit, Failure, Outcome, plain, print, print_json, short},
+    sessions::{Session, brief, read},
+};
+use crate::{
+    config::Config,
+    route::{Protocol, Route, RouteTable, canonical_host},
+    session::{Plan, Probe},
+};
+
+/// An edge that runs answers within this; one that does not is not waited for.
+const LIVE_MAX: Duration = Duration::from_secs(2);
+
+/// Says what a URL gets: route, session, engine, policy, and what would happen to a request now.
+///
+/// The files are read as they are on disk. The session's state is asked of the running edge; where
+/// that cannot be reached, the rest is told all the same. Nothing is woken.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dormouse explain http://alice.localhost:8080/
+  dormouse explain alice.localhost
+  dormouse explain alice.localhost --json | jq -r .route.name
+
+No route has the host: exit code 4.")]
+pub(super) struct Explain {
+    /// A URL, or a host alone.
+    #[arg(value_name = "URL", value_parser = url_host)]
+    host: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// `explain --json`. What may hold secrets (commands, environments, headers) stays out.
+#[derive(Serialize)]
+struct Explanation {
+    host: String,
+    route: RoutePart,
+    captures: BTreeMap<String, String>,
+    engine: EnginePart,
+    image: Option<String>,
+    ready: String,
+    wake: WakePart,
+    idle: IdlePart,
+    upstream: String,
+    /// The session as the running edge has it; `null` when it has none, or cannot be reached.
+    live: Value,
+    /// Why nothing is known of the running edge.
+    live_error: Option<String>,
+    /// What would happen to a request now.
+    now: String,
+}
+
+#[derive(Serialize)]
+struct RoutePart {
+    name: String,
+    file: String,
+    host: String,
+}
+
+#[derive(Serialize)]
+struct EnginePart {
+    name: String,
+    kind: String,
+}
+
+#[derive(Serialize)]
+struct WakePart {
+    timeout: String,
+    held_max: u32,
+}
+
+#[derive(Serialize)]
+struct IdlePart {
+    sleep: Vec<RungPart>,
+    min_awake: String,
+}
+
+#[derive(Serialize)]
+struct RungPart {
+    after: String,
+    to: &'static str,
+}
+
+/// What the running edge knows.
+enum Live {
+    /// The session, and all of it as data.
+    Known(Box<Session>, Value),
+    /// It runs, and this session was never asked for.
+    NotYet,
+    /// It runs with other routes.
+    NoRoute,
+    /// It does not answer.
+    Unreachable(String),
+}
+
+impl Explain {
+    pub(super) async fn run(self) -> Outcome {
+        let loaded = check::load(self.target.config.as_deref());
+        let (config, table) = loaded.map_err(|errors| Failure::of_files(&errors))?;
+        let Some(route) = table.lookup(&self.host) else {
+            return Err(no_route(&self.host, &config, &table));
+        };
+        let live = self.live().await;
+        let explanation = Explanation::of(&self.host, route, &config, live);
+        if self.target.json { print_json(&explanation) } else { print(&explanation.in_words()) }
+    }
+
+    async fn live(&self) -> Live {
+        // A problem of the API is part of the explanation, not the answer of this command.
+        let target = Target { json: false, ..self.target.clone() };
+        let client = match target.client() {
+            Ok(client) => client,
+            Err(failure) => return Live::Unreachable(failure.text),
+        };
+        let path = ["v1", "sessions", self.host.as_str()];
+        match client.ask(Method::GET, &path, &[], Some(LIVE_MAX)).await {
+            Ok(answer) => match read(answer.body.clone()) {
+                Ok(session) => Live::Known(Box::new(session), answer.body),
+                Err(failure) => Live::Unreachable(failure.text),
+            },
+            Err(failure) if failure.reason.as_deref() == Some("no_such_session") => Live::NotYet,
+            Err(failure) if failure.exit == Exit::Unknown => Live::NoRoute,
+            Err(failure) => Live::Unreachable(failure.text),
+        }
+    }
+}
+
+impl Explanation {
+    fn of(host: &str, route: &Route, config: &Config, live: Live) -> Self {
+        let plan = route.plan(host);
+        let names = route.host.captures().iter().cloned();
+        let values = route.host.values(host).unwrap_or_default();
+        let captures = names.zip(values.into_iter().map(str::to_owned)).collect();
+        let kind = config.engines.get(&*route.engine).map(|engine| engine.kind().to_string());
+        let policy = &plan.policy;
+        let sleep = policy.ladder.iter().map(|rung| RungPart {
+            after: format_duration(rung.after).to_string(),
+            to: rung.to.as_str(),
+        });
+        let now = now(&live, &plan);
+        let (live, live_error) = match live {
+            Live::Known(_, data) => (data, None),
+            Live::NotYet | Live::NoRoute => (Value::Null, None),
+            Live::Unreachable(why) => (Value::Null, Some(why)),
+        };
+        Self {
+            host: host.to_owned(),
+            route: RoutePart {
+                name: route.name.to_string(),
+                file: short(&route.file),
+                host: route.host.as_str().to_owned(),
+            },
+            captures,
+            engine: EnginePart { name: route.engine.to_string(), kind: kind.unwrap_or_default() },
+            ready: ready(&plan.probe),
+            wake: WakePart {
+                timeout: format_duration(policy.wake_timeout).to_string(),
+                held_max: policy.held_max,
+            },
+            idle: IdlePart {
+                sleep: sleep.collect(),
+                min_awake: format_duration(policy.min_awake).to_string(),
+            },
+            upstream: upstream(route, &plan),
+            image: plan.spec.image,
+            live,
+            live_error,
+            now,
+        }
+    }
+
+    fn in_words(&self) -> String {
+        let captures: Vec<_> =
+            self.captures.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        let captures = if captures.is_empty() { "none".to_owned() } else { captures.join(", ") };
+        let rungs: Vec<_> = self
+            .idle
+            .sleep
+            .iter()
+            .map(|rung| format!("{} after {} without use", rung.to, rung.after))
+            .collect();
+        let mut lines = vec![
+            ("session", self.host.clone()),
+            ("route", format!("{} ({})", self.route.name, self.route.file)),
+            ("pattern", self.route.host.clone()),
+            ("captures", captures),
+            ("engine", format!("{} (kind {})", self.engine.name, self.engine.kind)),
+        ];
+        lines.extend(self.image.clone().map(|image| ("image", image)));
+        lines.extend([
+            ("ready", format!("{}, within {}", self.ready, self.wake.timeout)),
+            ("held", format!("at most {} requests while it wakes", self.wake.held_max)),
+            ("sleeps", rungs.join(", then ")),
+            ("awake", format!("at least {} after a wake", self.idle.min_awake)),
+            ("upstream", self.upstream.clone()),
+            ("now", self.now.clone()),
+        ]);
+        let lines: Vec<_> =
+            lines.iter().map(|(word, text)| format!("{word:<9} {}", plain(text))).collect();
+        lines.join("\n")
+    }
+}
+
+fn ready(probe: &Probe) -> String {
+    match probe {
+        Probe::Tcp => "when it accepts a connection".to_owned(),
+        Probe::Http { path, status: Some(status) } => {
+            format!("when GET {path} answers {status}")
+        }
+        Probe::Http { path, status: None } => format!("when GET {path} answers below 500"),
+        Probe::Engine => "when its engine says that it is healthy".to_owned(),
+    }
+}
+
+fn upstream(route: &Route, plan: &Plan) -> String {
+    let protocol = match route.protocol {
+        Protocol::Auto => "HTTP/1.1, and HTTP/2 for gRPC",
+        Protocol::Http1 => "HTTP/1.1",
+        Protocol::Http2 => "HTTP/2",
+    };
+    match &plan.tls {
+        None => protocol.to_owned(),
+        Some(tls) if tls.verify => format!("{protocol} over TLS, as {}", tls.sni),
+        Some(tls) => format!("{protocol} over TLS, as {}, certificate not checked", tls.sni),
+    }
+}
+
+/// What would happen to a request.
+fn now(live: &Live, plan: &Plan) -> String {
+    let timeout = format_duration(plan.policy.wake_timeout);
+    let wake = |how: &str| {
+        format!("{how}: a request is held until it is ready, or gets 504 after {timeout}")
+    };
+    let session = match live {
+        Live::Known(session, _) => session,
+        Live::NotYet => return wake("nobody has asked for it yet"),
+        Live::NoRoute => {
+            return "the running edge has other routes, and answers 404: `dormouse reload` says \
+                    why"
+            .to_owned();
+        }
+        Live::Unreachable(_) => {
+            return format!(
+                "unknown: no edge answers. {}",
+                wake("Where one runs and the session sleeps")
+            );
+        }
+    };
+    let state = session.in_words();
+    if session.retired {
+        return format!("{state}: the running edge has no route for it, and answers 404");
+    }
+    let mut text = match (session.state.as_str(), session.cooldown_ms) {
+        ("asleep", Some(cooldown)) => {
+            let cooldown = brief(Duration::from_millis(cooldown));
+            let error = session.last_error.as_deref().unwrap_or("the edge's log says why");
+            format!("{state}: its last wake failed ({error}): a request gets 503 for {cooldown}")
+        }
+        ("asleep", None) => wake(&format!("{state}, and would wake")),
+        ("waking", _) => wake(&format!("{state}, {} leases wait", session.leases)),
+        ("stopping", _) => {
+            format!("{state}: a request is held, and wakes it again when it has stopped")
+        }
+        _ => {
+            let address = session.address.as_deref().unwrap_or("its instance");
+            let sleeps = session.sleeps().map(|when| format!("; sleeps {when}"));
+            let sleeps = sleeps.unwrap_or_default();
+            format!("{state}: a request goes to {address} at once{sleeps}")
+        }
+    };
+    if session.route != *plan.route {
+        text += &format!("; the running edge still serves it by route `{}`", session.route);
+    }
+    text
+}
+
+fn no_route(host: &str, config: &Config, table: &RouteTable) -> Failure {
+    let patterns: Vec<_> = table.iter().map(|route| route.host.as_str()).take(10).collect();
+    let known = match (patterns.join(", "), table.len()) {
+        (_, 0) => "there are no routes".to_owned(),
+        (patterns, count) if count <= 10 => format!("the routes have {patterns}"),
+        (patterns, count) => format!("the routes have {patterns} and {} more", count - 10),
+    };
+    let folder = short(&config.paths.routes);
+    let text = format!(
+        "no route of {folder} has the host {host}: a request gets 404 at once, and no engine is \
+         asked\n    hint: {known}"
+    );
+    Failure::new(Exit::Unknown, text)
+}
+
+/// The canonical host of a URL, or of a host alone.
+fn url_host(text: &str) -> Result<String, String> {
+    let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+    let authority =
+        uri.authority().ok_or("not a URL with a host, such as http://alice.localhost/")?;
+    let host = canonical_host(authority.host()).map(|host| host.into_owned());
+    host.ok_or_else(|| format!("`{}` cannot be a host", authority.host()))
+}

@@ -3,6 +3,7 @@
 mod engines;
 mod lock;
 mod reload;
+mod services;
 mod signals;
 
 use std::{
@@ -15,35 +16,28 @@ use std::{
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use pingora::{
     apps::HttpServerOptions,
     proxy::http_proxy,
     server::{
-        RunArgs, Server, ShutdownWatch,
+        RunArgs, Server,
         configuration::{Opt, ServerConf},
     },
-    services::{
-        ServiceReadyNotifier,
-        background::{BackgroundService, background_service},
-        listening::Service,
-    },
+    services::{background::background_service, listening::Service},
 };
-use tokio::signal::unix::SignalKind;
 use tokio_util::task::TaskTracker;
 
-pub use reload::ReloadReport;
-
 use crate::{
-    config::Config,
+    admin::{Admin, Guard, Token},
+    config::{AdminAddress, Config},
     edge::{Connections, Edge, Listener},
     engine::Engine,
     fleet::{self, Fleet},
-    metrics::METRICS,
-    route::{RouteTable, load_dir, watch},
+    route::{RouteError, RouteTable, load_dir, watch},
 };
 use lock::StateLock;
 use reload::Reloader;
+use services::{Administration, Fleeting, Hangups};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -53,26 +47,36 @@ const RETRIES_MAX: usize = 4;
 /// How long a new process waits for the old one's listening sockets.
 const HANDOVER_SECONDS: usize = 300;
 
+/// Why the edge did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The route files are wrong.
+    #[error("the routes cannot be used")]
+    Routes(Vec<RouteError>),
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
 /// Runs the edge until a signal ends it. With `upgrade` it takes the listening sockets over from
 /// the process that has the state folder, as soon as that gets SIGQUIT.
-pub fn run(config: Config, upgrade: bool) -> anyhow::Result<()> {
+pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let config = Arc::new(config);
     let mut lock = StateLock::open(&config.paths.state)?;
     let handover = config.paths.state.join("upgrade.sock");
+    let guard = guard(&config)?;
     if !upgrade {
         lock.take()?;
         lock::forget_handover(&handover);
         config.listen.http.iter().try_for_each(can_listen)?;
     }
-    let table = load_dir(&config.paths.routes, &config.engine_kinds()).map_err(|errors| {
-        let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("the routes cannot be used\n{}", errors.join("\n"))
-    })?;
-    METRICS.routes.set(table.len().try_into().unwrap_or(i64::MAX));
+    let table = load_dir(&config.paths.routes, &config.engine_kinds()).map_err(Error::Routes)?;
+    if table.is_empty() {
+        tracing::warn!(folder = %config.paths.routes.display(), "there is no route yet");
+    }
     let table = Arc::new(ArcSwap::from_pointee(table));
     let fleet = build_fleet(&config, &table)?;
-    let reloader =
-        Reloader::new(Arc::clone(&config), Arc::clone(&table), Arc::clone(&fleet));
+    let reloader = Reloader::new(Arc::clone(&config), Arc::clone(&table), Arc::clone(&fleet));
     let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
 
     let mut server = server(&config, &handover, upgrade)?;
@@ -84,21 +88,49 @@ pub fn run(config: Config, upgrade: bool) -> anyhow::Result<()> {
         tasks: TaskTracker::new(),
     };
     server.bootstrap();
-    if upgrade {
-        sleep_only_alone(lock, Arc::clone(&fleet))?;
-    }
-    let mut fleet_service = background_service("fleet", FleetService(Arc::clone(&fleet)));
-    fleet_service.threads = Some(2);
-    let adopted = server.add_service(fleet_service);
-    let edge = edge_service(&server, &config, table, fleet, connections);
-    server.add_service(edge).add_dependency(&adopted);
-    server.add_service(background_service("reload", Hangups(Arc::clone(&reloader))));
+    let _lock = if upgrade { sleep_only_alone(lock, Arc::clone(&fleet))? } else { Some(lock) };
 
     let watched = Arc::clone(&reloader);
     let _watch = watch::watch(&config.paths.routes, move || drop(watched.reload()))
         .with_context(|| format!("cannot watch {}", config.paths.routes.display()))?;
+    add_services(&mut server, &config, &table, fleet, connections, reloader, guard);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     Ok(())
+}
+
+fn add_services(
+    server: &mut Server,
+    config: &Config,
+    table: &Arc<ArcSwap<RouteTable>>,
+    fleet: Arc<Fleet>,
+    connections: Arc<Connections>,
+    reloader: Arc<Reloader>,
+    guard: Guard,
+) {
+    let ready = Arc::default();
+    let fleeting = Fleeting { fleet: Arc::clone(&fleet), ready: Arc::clone(&ready) };
+    let mut fleeting = background_service("fleet", fleeting);
+    fleeting.threads = Some(2);
+    let adopted = server.add_service(fleeting);
+
+    let edge = edge_service(server, config, Arc::clone(table), Arc::clone(&fleet), connections);
+    server.add_service(edge).add_dependency(&adopted);
+
+    let (table, errors) = (Arc::clone(table), Arc::clone(&reloader.errors));
+    let hangups = Hangups(Arc::clone(&reloader));
+    let reload: crate::admin::Reload = Arc::new(move || reloader.reload());
+    let admin = Admin { fleet, table, reload, errors, ready, guard };
+    let address = config.listen.admin.clone();
+    server.add_service(background_service("admin", Administration { admin, address }));
+    server.add_service(background_service("hangups", hangups));
+}
+
+fn guard(config: &Config) -> anyhow::Result<Guard> {
+    let token = config.admin.token_file.as_deref().map(Token::read).transpose()?;
+    Ok(match &config.listen.admin {
+        AdminAddress::Tcp(address) => Guard::tcp(*address, token)?,
+        AdminAddress::Unix(_) => Guard::unix(token),
+    })
 }
 
 fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Result<Arc<Fleet>> {
@@ -162,50 +194,24 @@ fn can_listen(address: &SocketAddr) -> anyhow::Result<()> {
 }
 
 /// While the old process drains, its requests hold leases that this one cannot see: nothing is put
-/// to sleep until it has ended.
-fn sleep_only_alone(mut lock: StateLock, fleet: Arc<Fleet>) -> anyhow::Result<()> {
+/// to sleep until it has ended. The thread that waits for that keeps the lock.
+fn sleep_only_alone(mut lock: StateLock, fleet: Arc<Fleet>) -> anyhow::Result<Option<StateLock>> {
     fleet.set_may_sleep(false);
     let wait = move || match lock.wait() {
         Ok(()) => {
             tracing::info!("the process before has ended: idle sessions sleep from now on");
             fleet.set_may_sleep(true);
-            // The lock is held for as long as the process lives.
-            std::mem::forget(lock);
+            // The lock lives as long as the process.
+            loop {
+                thread::park();
+            }
         }
         Err(error) => tracing::error!(%error, "cannot lock the state folder: nothing will sleep"),
     };
-    thread::Builder::new().name("state-lock".into()).spawn(wait)?;
-    Ok(())
+    thread::Builder::new().name("state-lock".into()).spawn(wait).context("cannot make a thread")?;
+    Ok(None)
 }
 
 fn to_usize(limit: u32) -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
-}
-
-struct FleetService(Arc<Fleet>);
-
-#[async_trait]
-impl BackgroundService for FleetService {
-    async fn start_with_ready_notifier(&self, _: ShutdownWatch, ready: ServiceReadyNotifier) {
-        Arc::clone(&self.0).run(|| ready.notify_ready()).await;
-    }
-}
-
-struct Hangups(Arc<Reloader>);
-
-#[async_trait]
-impl BackgroundService for Hangups {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        let mut hangup = signals::listen(SignalKind::hangup());
-        loop {
-            tokio::select! {
-                () = signals::next(&mut hangup) => {}
-                _ = shutdown.changed() => return,
-            }
-            tracing::info!("SIGHUP: reading the routes again");
-            let reloader = Arc::clone(&self.0);
-            // What went wrong is logged where it is known.
-            let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
-        }
-    }
 }

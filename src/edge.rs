@@ -64,7 +64,11 @@ impl Edge {
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
-    async fn peer(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<Box<HttpPeer>, Answer> {
+    async fn peer(
+        &self,
+        downstream: &mut Downstream,
+        ctx: &mut Ctx,
+    ) -> Result<Box<HttpPeer>, Answer> {
         let (route, host) = ctx.target.clone().ok_or(Answer::Internal)?;
         if let Some(failed) = ctx.connect_failed.take() {
             self.after_failed_connect(ctx, failed).await?;

@@ -14,45 +14,45 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// The binary under test.
-pub const DORMOUSE: &str = env!("CARGO_BIN_EXE_dormouse");
+pub(crate) const DORMOUSE: &str = env!("CARGO_BIN_EXE_dormouse");
 
 /// Nothing in a test takes this long unless it is broken.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running edge. Dropping it kills it and every instance it started, and checks its log.
-pub struct Edge {
-    pub dir: TempDir,
-    pub http: SocketAddr,
-    pub admin: SocketAddr,
+pub(crate) struct Edge {
+    pub(crate) dir: TempDir,
+    pub(crate) http: SocketAddr,
+    pub(crate) admin: SocketAddr,
     child: Option<Child>,
     log: Arc<Mutex<Vec<String>>>,
     announced: Vec<String>,
 }
 
 /// What an edge is started with.
-pub struct Setup {
+pub(crate) struct Setup {
     toml: String,
     routes: Vec<(String, String)>,
 }
 
 impl Setup {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { toml: String::new(), routes: Vec::new() }
     }
 
     /// More of `dormouse.toml`; `[listen]` is the harness's.
-    pub fn config(mut self, toml: &str) -> Self {
+    pub(crate) fn config(mut self, toml: &str) -> Self {
         self.toml.push_str(toml);
         self
     }
 
     /// `routes/NAME.toml`.
-    pub fn route(mut self, name: &str, toml: &str) -> Self {
+    pub(crate) fn route(mut self, name: &str, toml: &str) -> Self {
         self.routes.push((name.to_owned(), toml.to_owned()));
         self
     }
 
-    pub fn start(self) -> Edge {
+    pub(crate) fn start(self) -> Edge {
         let dir = tempfile::tempdir().expect("a folder");
         let (http, admin) = (free_port(), free_port());
         let listen = format!("[listen]\nhttp = [\"{http}\"]\nadmin = \"{admin}\"\n");
@@ -70,7 +70,7 @@ impl Setup {
 
 impl Edge {
     /// Starts the binary on this edge's folder and waits until it serves.
-    pub fn spawn(&mut self, arguments: &[&str]) {
+    pub(crate) fn spawn(&mut self, arguments: &[&str]) {
         self.child = Some(self.launch(arguments));
         self.wait_until("the edge serves", |edge| {
             edge.assert_lives();
@@ -79,13 +79,16 @@ impl Edge {
     }
 
     /// Starts another process of the binary on this edge's folder.
-    pub fn launch(&self, arguments: &[&str]) -> Child {
+    pub(crate) fn launch(&self, arguments: &[&str]) -> Child {
         let mut child = Command::new(DORMOUSE)
             .arg("run")
             .arg("--config")
             .arg(self.dir.path().join("dormouse.toml"))
             .args(arguments)
-            .env("RUST_LOG", "info,dormouse=debug,pingora_proxy=off,pingora_core=error")
+            .env(
+                "RUST_LOG",
+                "info,dormouse=debug,pingora_proxy=off,pingora_core=error,pingora_core::apps=off",
+            )
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -103,15 +106,15 @@ impl Edge {
     }
 
     /// Makes the process that was launched the one under test; returns the one before.
-    pub fn replace(&mut self, child: Child) -> Child {
+    pub(crate) fn replace(&mut self, child: Child) -> Child {
         self.child.replace(child).expect("it runs")
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn write_route(&self, name: &str, toml: &str) {
+    pub(crate) fn write_route(&self, name: &str, toml: &str) {
         let routes = self.path("routes");
         let temporary = routes.join(format!(".{name}.tmp"));
         let dir = self.dir.path().to_string_lossy();
@@ -119,58 +122,58 @@ impl Edge {
         fs::rename(temporary, routes.join(format!("{name}.toml"))).expect("route");
     }
 
-    pub fn remove_route(&self, name: &str) {
+    pub(crate) fn remove_route(&self, name: &str) {
         fs::remove_file(self.path("routes").join(format!("{name}.toml"))).expect("route");
     }
 
     /// A WARN or ERROR whose line contains this is expected.
-    pub fn announce(&mut self, part: &str) -> &mut Self {
+    pub(crate) fn announce(&mut self, part: &str) -> &mut Self {
         self.announced.push(part.to_owned());
         self
     }
 
-    pub fn url(&self, host: &str, path: &str) -> String {
+    pub(crate) fn url(&self, host: &str, path: &str) -> String {
         format!("http://{host}:{}{path}", self.http.port())
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         signal_pid(self.pid(), signal);
     }
 
     /// kill -9 and reap.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().expect("kill");
         child.wait().expect("wait");
     }
 
     /// Waits for the process to end by itself.
-    pub fn wait_exit(&mut self) -> ExitStatus {
+    pub(crate) fn wait_exit(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("it runs");
         wait_exit(&mut child)
     }
 
-    pub fn assert_lives(&mut self) {
+    pub(crate) fn assert_lives(&mut self) {
         let child = self.child.as_mut().expect("it runs");
         if let Some(status) = child.try_wait().expect("wait") {
             panic!("the edge has ended ({status}):\n{}", self.log().join("\n"));
         }
     }
 
-    pub fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         self.log.lock().expect("log").clone()
     }
 
-    pub fn log_count(&self, parts: &[&str]) -> usize {
+    pub(crate) fn log_count(&self, parts: &[&str]) -> usize {
         self.log().iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
     }
 
     /// Asks again until it is so.
-    pub fn wait_until(&mut self, what: &str, mut so: impl FnMut(&mut Self) -> bool) {
+    pub(crate) fn wait_until(&mut self, what: &str, mut so: impl FnMut(&mut Self) -> bool) {
         let end = Instant::now() + PATIENCE;
         while !so(self) {
             let log = || self.log().join("\n");
@@ -180,7 +183,7 @@ impl Edge {
     }
 
     /// Resident memory in bytes.
-    pub fn memory(&self) -> u64 {
+    pub(crate) fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("status");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
         let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
@@ -191,12 +194,12 @@ impl Edge {
         Some(blocking(reqwest::get(format!("http://{}{path}", self.admin))).ok()?.status().as_u16())
     }
 
-    pub fn admin_get(&self, path: &str) -> Value {
+    pub(crate) fn admin_get(&self, path: &str) -> Value {
         let url = format!("http://{}{path}", self.admin);
         blocking(async { reqwest::get(url).await?.json().await }).expect("the admin API answers")
     }
 
-    pub fn admin_post(&self, path: &str) -> (u16, Value) {
+    pub(crate) fn admin_post(&self, path: &str) -> (u16, Value) {
         let url = format!("http://{}{path}", self.admin);
         blocking(async {
             let answer = reqwest::Client::new().post(url).send().await?;
@@ -206,20 +209,20 @@ impl Edge {
     }
 
     /// One session as the admin API shows it; `null` when there is none.
-    pub fn session(&self, host: &str) -> Value {
+    pub(crate) fn session(&self, host: &str) -> Value {
         self.admin_get(&format!("/v1/sessions/{host}"))
     }
 
-    pub fn state(&self, host: &str) -> String {
+    pub(crate) fn state(&self, host: &str) -> String {
         self.session(host)["state"].as_str().unwrap_or("none").to_owned()
     }
 
-    pub fn wait_state(&mut self, host: &str, state: &str) {
+    pub(crate) fn wait_state(&mut self, host: &str, state: &str) {
         self.wait_until(&format!("{host} is {state}"), |edge| edge.state(host) == state);
     }
 
     /// A metric's value, summed over the lines that contain all the parts.
-    pub fn metric(&self, parts: &[&str]) -> f64 {
+    pub(crate) fn metric(&self, parts: &[&str]) -> f64 {
         let url = format!("http://{}/metrics", self.admin);
         let text = blocking(async { reqwest::get(url).await?.text().await }).expect("metrics");
         text.lines()
@@ -230,7 +233,7 @@ impl Edge {
 
     /// How many instances of `host` were ever started, told by the instances themselves: routes
     /// made by [`witnessed`] write a line each.
-    pub fn starts(&self, host: &str) -> usize {
+    pub(crate) fn starts(&self, host: &str) -> usize {
         let witness = fs::read_to_string(self.path("starts")).unwrap_or_default();
         witness.lines().filter(|line| *line == host).count()
     }
@@ -270,13 +273,13 @@ fn end_instances(dir: &Path) {
     }
 }
 
-pub fn signal_pid(pid: u32, signal: rustix::process::Signal) {
+pub(crate) fn signal_pid(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
     // Gone already is what was wanted.
     let _ = rustix::process::kill_process(pid, signal);
 }
 
-pub fn wait_exit(child: &mut Child) -> ExitStatus {
+pub(crate) fn wait_exit(child: &mut Child) -> ExitStatus {
     let end = Instant::now() + PATIENCE;
     loop {
         if let Some(status) = child.try_wait().expect("wait") {
@@ -289,7 +292,7 @@ pub fn wait_exit(child: &mut Child) -> ExitStatus {
 
 /// A route of the process engine whose instances write a line to `starts` when they start.
 /// `arguments` are the demo session's, `more` is more of the route file.
-pub fn witnessed(arguments: &str, more: &str) -> String {
+pub(crate) fn witnessed(arguments: &str, more: &str) -> String {
     let script = format!(
         "echo $DORMOUSE_SESSION >> starts; exec {DORMOUSE} demo-session --listen {{address}} {arguments}"
     );
@@ -301,7 +304,7 @@ pub fn witnessed(arguments: &str, more: &str) -> String {
 }
 
 /// A port that was free a moment ago.
-pub fn free_port() -> SocketAddr {
+pub(crate) fn free_port() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind").local_addr().expect("an address")
 }
 
@@ -318,7 +321,7 @@ impl Resolve for Loopback {
 }
 
 /// A client for which every host is the edge.
-pub fn client() -> reqwest::Client {
+pub(crate) fn client() -> reqwest::Client {
     reqwest::Client::builder()
         .dns_resolver(Arc::new(Loopback))
         .no_proxy()
@@ -328,7 +331,7 @@ pub fn client() -> reqwest::Client {
 }
 
 /// Runs a future on a runtime of its own, from wherever.
-pub fn blocking<T: Send>(future: impl Future<Output = T> + Send) -> T {
+pub(crate) fn blocking<T: Send>(future: impl Future<Output = T> + Send) -> T {
     std::thread::scope(|scope| {
         let run = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -139,9 +139,7 @@ impl Refused {
     /// Without any of these values: a daemon may repeat what it was given.
     pub(super) fn without<'a>(self, secrets: impl Iterator<Item = &'a String>) -> Self {
         match self {
-            Self::Answer { status, text } => {
-                Self::Answer { status, text: without(text, secrets) }
-            }
+            Self::Answer { status, text } => Self::Answer { status, text: without(text, secrets) },
             Self::Engine(error) => Self::Engine(error),
         }
     }
@@ -298,8 +296,7 @@ impl Client {
 
     /// Whether it did; not when the container was in another state than it seemed to be.
     pub(super) async fn start(&self, id: &str) -> Result<bool, Refused> {
-        let ask =
-            |docker: bollard::Docker| async move { docker.start_container(id, None).await };
+        let ask = |docker: bollard::Docker| async move { docker.start_container(id, None).await };
         match self.call("start", self.call_timeout, ask).await {
             Ok(()) => Ok(true),
             Err(refused) if refused.is(404) && refused.says("no such container") => Ok(false),
@@ -333,9 +330,8 @@ impl Client {
         let options = StopContainerOptionsBuilder::new()
             .t(i32::try_from(seconds).unwrap_or(i32::MAX))
             .build();
-        let ask = |docker: bollard::Docker| async move {
-            docker.stop_container(id, Some(options)).await
-        };
+        let ask =
+            |docker: bollard::Docker| async move { docker.stop_container(id, Some(options)).await };
         match self.call("stop", self.call_timeout + grace, ask).await {
             Err(refused) if !refused.is(404) => Err(refused.into()),
             _ => Ok(()),
@@ -343,8 +339,7 @@ impl Client {
     }
 
     pub(super) async fn kill(&self, id: &str) -> Result<(), Error> {
-        let ask =
-            |docker: bollard::Docker| async move { docker.kill_container(id, None).await };
+        let ask = |docker: bollard::Docker| async move { docker.kill_container(id, None).await };
         match self.call("kill", self.call_timeout, ask).await {
             Err(refused) if !refused.is(404) && !refused.is_wrong_state() => Err(refused.into()),
             _ => Ok(()),
@@ -399,11 +394,9 @@ impl Client {
         since: &str,
         actions: &[&str],
     ) -> Result<BoxStream<'static, Result<EventMessage, ApiError>>, Error> {
-        let filters =
-            HashMap::from([("type", vec!["container"]), ("event", actions.to_vec())]);
+        let filters = HashMap::from([("type", vec!["container"]), ("event", actions.to_vec())]);
         let options = EventsOptionsBuilder::new().since(since).filters(&filters).build();
-        let ask =
-            |docker: bollard::Docker| async move { Ok(docker.events(Some(options)).boxed()) };
+        let ask = |docker: bollard::Docker| async move { Ok(docker.events(Some(options)).boxed()) };
         Ok(self.call("events", self.call_timeout, ask).await?)
     }
 }

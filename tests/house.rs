@@ -141,7 +141,7 @@ fn broken(module: &str, source: &str, rooms: &BTreeSet<String>, crates: &[String
                 || (foreign && first.starts_with(&format!("{never}_")))
         };
         let closed = room && rule.rooms.is_some_and(|may| !may.contains(first));
-        if closed || ((room || foreign) && rule.never.iter().any(|name| never(&name))) {
+        if closed || ((room || foreign) && rule.never.iter().any(never)) {
             sentences.insert(format!("src/{module}.rs names {named}: {}", rule.says));
         }
     }

@@ -220,7 +220,8 @@ pub enum Event {
 pub enum Effect {
     /// Start an instance of this generation; asked for once per generation.
     Start(Generation),
-    /// Put the instance of this generation to sleep; asked for again until it succeeds.
+    /// Put the instance of this generation, or what is left of an older one, to sleep; asked for
+    /// again until it succeeds. A deeper sleep of a sleeper has a generation without a `Start`.
     Stop(Generation, Depth),
     /// Everybody who waits for this generation may go on.
     Open(Endpoint),

@@ -19,7 +19,7 @@ use std::{
 };
 
 use dormouse::session::{
-    Address, Admission, Depth, Effect, Endpoint, Event, Failure, Generation, Policy, Rung,
+    Address, Admission, Depth, Effect, Endpoint, Event, Failure, Generation, Policy, Refusal, Rung,
     machine::{Asker, Session, SleepAnswer, State},
 };
 use engine::{Engine, Rng};
@@ -69,6 +69,8 @@ struct World {
     policy: Policy,
     /// What the last operator was promised, until a wake.
     promised: Option<Depth>,
+    /// Until when clients were told to wait, unless an operator or an edit intervenes.
+    cooling: Option<Instant>,
     notes: Notes,
 }
 
@@ -76,13 +78,15 @@ fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// The operator's route file, in three editions.
+/// The operator's route file, in four editions.
 fn policy(edition: u64) -> Policy {
     let rung = |after, to| Rung { after: seconds(after), to };
     let deep = [rung(20, Depth::Paused), rung(60, Depth::Stopped), rung(300, Depth::Removed)];
+    let hasty = [rung(2, Depth::Stopped), rung(4, Depth::Removed)];
     let (ladder, min_awake, wake_timeout, held_max): (&[Rung], _, _, _) = match edition {
         0 => (&deep, 30, 20, 8),
         1 => (&deep[..2], 0, 5, 3),
+        2 => (&hasty, 0, 10, 8),
         _ => (&deep[1..], 90, 40, 16),
     };
     Policy {
@@ -110,6 +114,7 @@ impl World {
             dead: BTreeSet::new(),
             policy,
             promised: None,
+            cooling: None,
             notes: Notes::default(),
         }
     }
@@ -131,7 +136,10 @@ impl World {
             900..920 => self.pass(200_000),
             920..935 => self.sleep(),
             935..945 => self.edit(),
-            945..949 => self.event(Event::Retire),
+            945..949 => {
+                self.cooling = None;
+                self.event(Event::Retire);
+            }
             949..970 => self.event(Event::Timer),
             970..980 => self.die(),
             980..988 if !self.engine.runs() => {
@@ -180,8 +188,19 @@ impl World {
         let admission = self.session.acquire(asker, self.now, &mut effects);
         match &admission {
             Admission::Ready(endpoint) => self.leases.push((endpoint.generation, Phase::Ready)),
-            Admission::Wait(generation) => self.leases.push((*generation, Phase::Waits)),
-            Admission::Refuse(_) => assert_eq!(effects, [], "a refusal costs nothing"),
+            Admission::Wait(generation) => {
+                let early = self.cooling.is_some_and(|until| self.now < until);
+                assert!(!early || asker == Asker::Operator, "a wake during the cooldown");
+                self.leases.push((*generation, Phase::Waits));
+            }
+            Admission::Refuse(refusal) => {
+                assert_eq!(effects, [], "a refusal costs nothing");
+                if let (Refusal::CoolingDown(until), "asleep") =
+                    (refusal, self.session.state().name())
+                {
+                    self.cooling = Some(*until);
+                }
+            }
         }
         self.carry_out(What::Acquire(asker, admission), effects);
     }
@@ -204,11 +223,14 @@ impl World {
         if matches!(answer, SleepAnswer::Begun | SleepAnswer::Already) {
             self.promised = self.promised.max(Some(to));
         }
+        if answer == SleepAnswer::Begun {
+            self.cooling = None;
+        }
         self.carry_out(What::Sleep(to, answer), effects);
     }
 
     fn edit(&mut self) {
-        self.policy = policy(self.rng.below(3));
+        self.policy = policy(self.rng.below(4));
         self.session.adopt_policy(self.policy.clone());
         self.note(What::Policy, Vec::new());
     }
@@ -392,7 +414,7 @@ impl World {
             assert!(self.promised <= Some(*depth) || unseen, "promised {:?}", self.promised);
         }
         if let State::Waking { .. } = self.session.state() {
-            self.promised = None;
+            (self.promised, self.cooling) = (None, None);
         }
         if self.session.is_retired() {
             let wakes = matches!(self.session.state(), State::Waking { .. });

@@ -212,6 +212,8 @@ fn a_wake_that_an_operator_or_an_edit_ends_is_no_failure() {
         assert_eq!(life.event(Event::Stopped(G2)), []);
         assert!(life.session.is_blank(Depth::Stopped));
         assert_eq!(life.ask(), (Admission::Wait(G3), vec![Effect::Start(G3)]));
+        life.event(Event::StartFailed(G3, Failure::EngineBusy));
+        assert_eq!(life.refused(), Refusal::CoolingDown(life.now + seconds(1)));
     }
 }
 

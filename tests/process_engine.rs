@@ -80,9 +80,14 @@ impl Lab {
 }
 
 impl Drop for Lab {
+    /// Also when a test fails: what has the word, and what it forked.
     fn drop(&mut self) {
-        for stat in self.alive() {
-            let _ = kill_process(Pid::from_raw(stat.pid).unwrap(), Signal::KILL);
+        let mut ours: Vec<i32> = self.alive().iter().map(|stat| stat.pid).collect();
+        let all = procfs::process::all_processes().unwrap().filter_map(|p| p.ok()?.stat().ok());
+        let children: Vec<_> = all.filter(|stat| ours.contains(&stat.ppid)).collect();
+        ours.extend(children.iter().map(|stat| stat.pid));
+        for pid in ours {
+            let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
         }
     }
 }

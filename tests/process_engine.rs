@@ -20,7 +20,7 @@ use procfs::process::{Process as Proc, Stat};
 use rustix::process::{Pid, Signal, kill_process};
 
 const DORMOUSE: &str = env!("CARGO_BIN_EXE_dormouse");
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A state folder, and a word in the arguments of every process that a test starts.
 struct Lab {
@@ -80,9 +80,14 @@ impl Lab {
 }
 
 impl Drop for Lab {
+    /// Also when a test fails: what has the word, and what it forked.
     fn drop(&mut self) {
-        for stat in self.alive() {
-            let _ = kill_process(Pid::from_raw(stat.pid).unwrap(), Signal::KILL);
+        let mut ours: Vec<i32> = self.alive().iter().map(|stat| stat.pid).collect();
+        let all = procfs::process::all_processes().unwrap().filter_map(|p| p.ok()?.stat().ok());
+        let children: Vec<_> = all.filter(|stat| ours.contains(&stat.ppid)).collect();
+        ours.extend(children.iter().map(|stat| stat.pid));
+        for pid in ours {
+            let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
         }
     }
 }
@@ -226,25 +231,30 @@ async fn an_end_is_polite_first_also_for_the_paused() {
 
 /// In the group, out of the group, stubborn, and without our marks.
 const FAMILY: &str = "$LAB & (trap '' TERM; $LAB) & setsid $LAB & (setsid setsid $LAB &) & \
-                      env -i PATH=$PATH $LAB & $LAB";
-/// Two processes for each of its six members, but for what the shell replaces by its last command.
+                      (trap '' TERM; env -i PATH=$PATH $LAB) & $LAB";
+/// Two processes for each of its six members.
 const FAMILY_MIN: usize = 12;
+
+/// Ignores TERM, and is found by nothing but its group.
+const UNMARKED: &str = "(trap '' TERM; env -i PATH=$PATH $LAB) & $LAB";
 
 #[tokio::test]
 async fn nothing_that_it_forked_is_left_behind() {
-    let lab = Lab::new();
-    let engine = lab.engine();
-    let (session, mut spec) = (session("family"), lab.script(FAMILY));
-    spec.process.grace = Duration::from_millis(200);
-    for depth in [Depth::Stopped, Depth::Paused] {
-        start(&engine, &session, &spec, 1).await;
-        until("all are there", || (lab.alive().len() >= FAMILY_MIN).then_some(())).await;
-        engine.sleep(&session, &spec, None, depth).await.unwrap();
-        let moving = lab.alive().into_iter().filter(|stat| stat.state != 'T').count();
-        assert_eq!(moving, 0, "{depth}");
+    for (script, min) in [(FAMILY, FAMILY_MIN), (UNMARKED, 4)] {
+        let lab = Lab::new();
+        let engine = lab.engine();
+        let (session, mut spec) = (session("family"), lab.script(script));
+        spec.process.grace = Duration::from_millis(200);
+        for depth in [Depth::Stopped, Depth::Paused] {
+            start(&engine, &session, &spec, 1).await;
+            until("all are there", || (lab.alive().len() >= min).then_some(())).await;
+            engine.sleep(&session, &spec, None, depth).await.unwrap();
+            let moving = lab.alive().into_iter().filter(|stat| stat.state != 'T').count();
+            assert_eq!(moving, 0, "{depth} {script}");
+        }
+        engine.sleep(&session, &spec, None, Depth::Stopped).await.unwrap();
+        assert_eq!(lab.alive().len(), 0, "{script}");
     }
-    engine.sleep(&session, &spec, None, Depth::Stopped).await.unwrap();
-    assert_eq!(lab.alive().len(), 0);
 }
 
 #[tokio::test]
@@ -256,12 +266,34 @@ async fn when_the_leader_dies_the_rest_is_ended_and_the_zombie_reaped() {
     let started = start(&engine, &session, &spec, 1).await;
     until("all are there", || (lab.alive().len() >= FAMILY_MIN).then_some(())).await;
     signal(pid(&started), Signal::KILL);
-    assert_eq!(events.next().await, Some(EngineEvent::Changed(session.clone())));
+    let told = tokio::time::timeout(DEADLINE, events.next()).await;
+    assert_eq!(told.unwrap(), Some(EngineEvent::Changed(session.clone())));
     assert_eq!(state(&engine, &session).await, None, "dead as soon as it is told");
     until("nothing is left", || lab.alive().is_empty().then_some(())).await;
     until("no zombie is left", || Proc::new(pid(&started)).is_err().then_some(())).await;
     let again = start(&engine, &session, &spec, 2).await;
     assert_ne!(again.life, started.life);
+}
+
+#[tokio::test]
+async fn starts_that_nobody_waits_for_are_stopped_all_the_same() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let spec = lab.script("$LAB");
+    engine.list().await.unwrap(); // adopted: the next start goes to work with its first poll
+    let sessions: Vec<_> = (0..40).map(|number| session(&format!("left{number}"))).collect();
+    for session in &sessions {
+        let mut start = engine.start(session, &spec, Generation(1));
+        assert!(futures::poll!(&mut start).is_pending());
+    }
+    let ends = sessions.iter().map(|s| engine.sleep(s, &spec, None, Depth::Stopped));
+    assert!(futures::future::join_all(ends).await.iter().all(Result::is_ok));
+    // Begun later, so when this one is up, nothing of the others is still to come.
+    let last = session("last");
+    start(&engine, &last, &spec, 1).await;
+    engine.sleep(&last, &spec, None, Depth::Stopped).await.unwrap();
+    assert_eq!(lab.alive().len(), 0);
+    assert_eq!(lab.records(), [] as [PathBuf; 0]);
 }
 
 // ## The edge ends
@@ -284,13 +316,13 @@ async fn what_runs_is_adopted_with_its_life_and_its_port() {
     assert_eq!(listed[0].session, running);
     assert_eq!((listed[0].generation, listed[0].life.as_ref()), (Generation(41), Some(&one.life)));
     assert_eq!((Some(listed[0].state), Some(listed[1].state)), (RUNNING, PAUSED));
-    assert_eq!(start(&second, &running, &spec, 50).await, one);
-    assert_eq!(start(&second, &paused, &spec, 51).await, two);
-    contract::answers(&two.address).await;
-
     let mut events = second.events();
     signal(pid(&one), Signal::KILL);
-    assert_eq!(events.next().await, Some(EngineEvent::Changed(running.clone())));
+    let told = tokio::time::timeout(DEADLINE, events.next()).await;
+    assert_eq!(told.unwrap(), Some(EngineEvent::Changed(running.clone())));
+
+    assert_eq!(start(&second, &paused, &spec, 51).await, two);
+    contract::answers(&two.address).await;
     second.sleep(&paused, &spec, Some(&two.life), Depth::Stopped).await.unwrap();
     assert_eq!(second.list().await.unwrap(), []);
     until("nothing is left", || lab.alive().is_empty().then_some(())).await;
@@ -443,6 +475,30 @@ async fn a_pid_that_was_used_again_is_never_signalled() {
         assert_eq!(lab.engine().list().await.unwrap(), []);
         assert!(bystander.is_untouched(), "adoption, {forgery}");
     }
+}
+
+#[tokio::test]
+async fn a_pid_that_was_used_again_is_not_continued_either() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let (session, spec) = (session("reused-stray"), lab.script("$LAB"));
+    let bystander = Bystander::new();
+    let theirs = bystander.0.id().cast_signed();
+    signal(theirs, Signal::STOP);
+    let stopped = || (Proc::new(theirs).ok()?.stat().ok()?.state == 'T').then_some(());
+    until("it has stopped", stopped).await;
+
+    let started = start(&engine, &session, &spec, 1).await;
+    engine.sleep(&session, &spec, None, Depth::Paused).await.unwrap();
+    let text = fs::read_to_string(&lab.records()[0]).unwrap();
+    let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(record["paused"], true);
+    record["strays"] = serde_json::json!([{ "pid": theirs, "start": 1 }]);
+    fs::write(&lab.records()[0], record.to_string()).unwrap();
+
+    assert_eq!(start(&engine, &session, &spec, 2).await, started);
+    assert!(stopped().is_some(), "a stranger was told to go on");
+    engine.sleep(&session, &spec, None, Depth::Stopped).await.unwrap();
 }
 
 #[tokio::test]

@@ -143,12 +143,14 @@ impl Engine for Process {
 
     async fn list(&self) -> Result<Vec<Instance>, Error> {
         let shared = self.shared.clone();
-        self.to_its_end(async move {
+        let listed = self.to_its_end(async move {
             shared.clone().reconcile().await?;
             let records = shared.folder.all().map_err(|e| shared.disk(&e))?;
             Ok(records.iter().filter_map(|record| record.instance(&shared.boot)).collect())
-        })
-        .await
+        });
+        let listed = listed.await?;
+        let _ = self.adopted.set(()); // the first wake need not look again
+        Ok(listed)
     }
 
     async fn inspect(&self, session: &SessionId, _: &Spec) -> Result<Option<Instance>, Error> {

@@ -320,9 +320,7 @@ impl Engine for Docker {
             Depth::Paused => self.pause(&found).await,
             Depth::Stopped => self.stop(&found, spec.docker.grace).await,
             Depth::Removed => self.remove(&found, spec).await,
-            Depth::Suspended => {
-                Err(Error::Invalid("docker has no depth `suspended`".to_owned()))
-            }
+            Depth::Suspended => Err(Error::Invalid("docker has no depth `suspended`".to_owned())),
         }
     }
 

@@ -14,10 +14,8 @@ use bollard::{
         StopContainerOptionsBuilder,
     },
 };
-use futures::{
-    StreamExt,
-    stream::{BoxStream, TryStreamExt},
-};
+use chrono::DateTime;
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use tokio::{sync::Mutex, time::sleep};
 
 use super::{SETTLE, Tls};
@@ -139,9 +137,7 @@ impl Refused {
     /// Without any of these values: a daemon may repeat what it was given.
     pub(super) fn without<'a>(self, secrets: impl Iterator<Item = &'a String>) -> Self {
         match self {
-            Self::Answer { status, text } => {
-                Self::Answer { status, text: without(text, secrets) }
-            }
+            Self::Answer { status, text } => Self::Answer { status, text: without(text, secrets) },
             Self::Engine(error) => Self::Engine(error),
         }
     }
@@ -298,8 +294,7 @@ impl Client {
 
     /// Whether it did; not when the container was in another state than it seemed to be.
     pub(super) async fn start(&self, id: &str) -> Result<bool, Refused> {
-        let ask =
-            |docker: bollard::Docker| async move { docker.start_container(id, None).await };
+        let ask = |docker: bollard::Docker| async move { docker.start_container(id, None).await };
         match self.call("start", self.call_timeout, ask).await {
             Ok(()) => Ok(true),
             Err(refused) if refused.is(404) && refused.says("no such container") => Ok(false),
@@ -333,9 +328,8 @@ impl Client {
         let options = StopContainerOptionsBuilder::new()
             .t(i32::try_from(seconds).unwrap_or(i32::MAX))
             .build();
-        let ask = |docker: bollard::Docker| async move {
-            docker.stop_container(id, Some(options)).await
-        };
+        let ask =
+            |docker: bollard::Docker| async move { docker.stop_container(id, Some(options)).await };
         match self.call("stop", self.call_timeout + grace, ask).await {
             Err(refused) if !refused.is(404) => Err(refused.into()),
             _ => Ok(()),
@@ -343,8 +337,7 @@ impl Client {
     }
 
     pub(super) async fn kill(&self, id: &str) -> Result<(), Error> {
-        let ask =
-            |docker: bollard::Docker| async move { docker.kill_container(id, None).await };
+        let ask = |docker: bollard::Docker| async move { docker.kill_container(id, None).await };
         match self.call("kill", self.call_timeout, ask).await {
             Err(refused) if !refused.is(404) && !refused.is_wrong_state() => Err(refused.into()),
             _ => Ok(()),
@@ -386,11 +379,13 @@ impl Client {
         Ok(log[from..].trim_end().to_owned())
     }
 
-    /// The daemon's own clock, in words that [`Client::events`] understands.
+    /// The daemon's own clock, as [`Client::events`] wants it: seconds, a point, nanoseconds.
     pub(super) async fn now(&self) -> Result<String, Error> {
         let ask = |docker: bollard::Docker| async move { docker.info().await };
-        let info = self.call("info", self.call_timeout, ask).await?;
-        info.system_time.ok_or_else(|| Error::Failed("the daemon does not tell its time".into()))
+        let said = self.call("info", self.call_timeout, ask).await?.system_time.unwrap_or_default();
+        let now = DateTime::parse_from_rfc3339(&said)
+            .map_err(|_| Error::Failed(format!("the daemon says that its time is `{said}`")))?;
+        Ok(format!("{}.{:09}", now.timestamp(), now.timestamp_subsec_nanos()))
     }
 
     /// What happened to containers since then and happens from now on, until the connection ends.
@@ -399,17 +394,15 @@ impl Client {
         since: &str,
         actions: &[&str],
     ) -> Result<BoxStream<'static, Result<EventMessage, ApiError>>, Error> {
-        let filters =
-            HashMap::from([("type", vec!["container"]), ("event", actions.to_vec())]);
+        let filters = HashMap::from([("type", vec!["container"]), ("event", actions.to_vec())]);
         let options = EventsOptionsBuilder::new().since(since).filters(&filters).build();
-        let ask =
-            |docker: bollard::Docker| async move { Ok(docker.events(Some(options)).boxed()) };
+        let ask = |docker: bollard::Docker| async move { Ok(docker.events(Some(options)).boxed()) };
         Ok(self.call("events", self.call_timeout, ask).await?)
     }
 }
 
 /// The error with what caused it; the outermost words alone say little.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| {
         let cause = cause.to_string();

@@ -16,7 +16,11 @@ use futures::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{client::Client, found::Found, template};
+use super::{
+    client::{Client, with_causes},
+    found::Found,
+    template,
+};
 use crate::{
     engine::EngineEvent,
     session::{SessionId, Spec},
@@ -108,13 +112,13 @@ impl Feed {
                 self.backoff = BACKOFF_MIN;
                 self.changed(event).into_iter().map(EngineEvent::Changed).collect()
             }
-            // Docker reports what it cannot tell as an error and goes on; so does a new connection.
-            Ok(Some(Err(_)) | None) => {
-                self.state = State::Closed;
-                self.rest().await;
-                Vec::new()
+            Ok(Some(Err(error))) => {
+                let error = with_causes(&error);
+                self.lost(&error).await
             }
+            Ok(None) => self.lost("the connection ended").await,
             Err(_) => {
+                self.backoff = BACKOFF_MIN;
                 self.state = State::Closed;
                 Vec::new()
             }
@@ -133,16 +137,19 @@ impl Feed {
                 self.state = State::Open(events);
                 vec![EngineEvent::Resync]
             }
-            Err(_) => {
-                self.rest().await;
-                Vec::new()
-            }
+            Err(error) => self.lost(&error.to_string()).await,
         }
     }
 
-    async fn rest(&mut self) {
+    async fn lost(&mut self, error: &str) -> Vec<EngineEvent> {
+        // Once for an outage; what follows says the same.
+        if self.backoff == BACKOFF_MIN {
+            tracing::warn!(endpoint = %self.client.endpoint(), error, "docker events lost");
+        }
+        self.state = State::Closed;
         sleep(self.backoff).await;
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        Vec::new()
     }
 
     fn changed(&self, event: EventMessage) -> Vec<SessionId> {

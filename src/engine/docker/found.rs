@@ -8,8 +8,8 @@ use std::{
 };
 
 use bollard::models::{
-    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as Daemon,
-    HealthStatusEnum, NetworkSettings,
+    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as Daemon, HealthStatusEnum,
+    NetworkSettings,
 };
 
 use super::template;

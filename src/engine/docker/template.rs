@@ -105,7 +105,9 @@ impl Template<'_> {
             memory: spec.memory.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
             nano_cpus: spec.nano_cpus.map(|nanos| i64::try_from(nanos).unwrap_or(i64::MAX)),
             pids_limit: spec.pids.map(i64::from),
-            mounts: Some(spec.volumes.iter().map(|volume| mount(volume)).collect::<Result<_, _>>()?),
+            mounts: Some(
+                spec.volumes.iter().map(|volume| mount(volume)).collect::<Result<_, _>>()?,
+            ),
             network_mode: docker.network.clone(),
             runtime: docker.runtime.clone(),
             port_bindings: published,
@@ -159,9 +161,8 @@ fn publish(on: &str, exposed: String) -> Result<Bindings, Error> {
 
 /// A host folder must exist: a bind would have the daemon make it, owned by root.
 fn mount(volume: &str) -> Result<Mount, Error> {
-    let malformed = || {
-        Error::Invalid(format!("volume `{volume}` is not SOURCE:TARGET or SOURCE:TARGET:ro"))
-    };
+    let malformed =
+        || Error::Invalid(format!("volume `{volume}` is not SOURCE:TARGET or SOURCE:TARGET:ro"));
     let mut parts = volume.split(':');
     let (Some(source), Some(target)) = (parts.next(), parts.next()) else {
         return Err(malformed());

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,7 +13,8 @@ use std::{
 use bollard::{errors::Error as ApiError, models::EventMessage};
 use futures::{
     StreamExt,
-    stream::{self, BoxStream},
+    future::{Either, select},
+    stream::{self, BoxStream, Peekable},
 };
 use tokio::time::{sleep, timeout};
 
@@ -22,7 +24,7 @@ use super::{
     template,
 };
 use crate::{
-    engine::EngineEvent,
+    engine::{EngineEvent, Error},
     session::{SessionId, Spec},
 };
 
@@ -101,7 +103,7 @@ struct Feed {
 
 enum State {
     Closed,
-    Open(BoxStream<'static, Result<EventMessage, ApiError>>),
+    Open(Peekable<BoxStream<'static, Result<EventMessage, ApiError>>>),
 }
 
 impl Feed {
@@ -130,7 +132,16 @@ impl Feed {
     async fn open(&mut self) -> Vec<EngineEvent> {
         let opened = async {
             let since = self.client.now().await?;
-            self.client.events(&since, &ACTIONS).await
+            let mut events = self.client.events(&since, &ACTIONS).await?.peekable();
+            // The request is sent when the stream is first asked, and nothing tells when it was
+            // taken: by the time that another call has its answer, it was. Later would be too late:
+            // a daemon that restarted meanwhile has forgotten what it did before.
+            let asked = pin!(async { Pin::new(&mut events).peek().await.is_some() });
+            match select(asked, pin!(self.client.now())).await {
+                Either::Left(_) => {}
+                Either::Right((answer, _)) => drop(answer?),
+            }
+            Ok::<_, Error>(events)
         };
         match opened.await {
             Ok(events) => {

@@ -1,13 +1,19 @@
 //! The Docker engine against a real daemon: each promise of `Engine`, and what others may do to a
 //! container meanwhile.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/dockerd.rs"]
 mod dockerd;
 
 use std::{
     collections::BTreeMap,
+    fs::Permissions,
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -15,7 +21,7 @@ use dockerd::{IMAGE, Rig};
 use dormouse::{
     engine::{
         Engine, EngineEvent, Error, Health, Instance, InstanceState, Started,
-        docker::{Config, Docker},
+        docker::{Config, Docker, Tls},
     },
     session::{Address, Depth, DockerSpec, Generation, SessionId, Spec},
 };
@@ -238,6 +244,8 @@ async fn placeholders_in_command_and_environment_are_filled_in() {
 async fn limits_and_hardening_reach_the_daemon() {
     let (bench, alice) = (Bench::new("limits"), session("alice.localhost"));
     let folder = tempfile::tempdir().unwrap();
+    // Only the mount keeps user 1000 from writing there.
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
     let host = folder.path().display();
     let spec = Spec {
         memory: Some(64 << 20),
@@ -405,7 +413,7 @@ async fn instance_that_ends_at_once_tells_its_exit_code_and_last_lines_and_no_se
 #[tokio::test]
 async fn port_in_use_is_a_conflict() {
     let bench = Bench::new("ports");
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let publish = format!("127.0.0.1:{}:8080", taken.local_addr().unwrap().port());
     bench.foreign("ports-taken", &["--publish", &publish]);
     let spec = existing("ports-taken");
@@ -471,11 +479,13 @@ async fn instance_that_ignores_term_is_killed_after_its_grace() {
 #[tokio::test]
 async fn paused_instance_ends_in_its_own_way_when_stopped() {
     let (bench, alice) = (Bench::new("thaw"), session("alice.localhost"));
-    let script = "trap 'exit 7' TERM; while true; do sleep 0.1; done";
+    let script = "trap 'exit 7' TERM; touch /tmp/trap; while true; do sleep 0.1; done";
     let docker = DockerSpec { grace: PATIENCE, ..spec().docker };
     let spec = Spec { docker, ..shell(script) };
     let started = bench.start(&alice, &spec, G1).await;
     // Until the trap is set, TERM means nothing to it: PID 1 has no default action.
+    let set = ["exec", &bench.name(&alice), "test", "-f", "/tmp/trap"];
+    eventually("the trap", async || bench.rig.try_docker(&set).status.success()).await;
     bench.sleep(&alice, &spec, &started, Depth::Paused).await;
     bench.sleep(&alice, &spec, &started, Depth::Stopped).await;
     assert_eq!(bench.field(&bench.name(&alice), ".State.ExitCode"), 7);
@@ -663,7 +673,7 @@ async fn events_tell_what_others_do_to_ours_and_to_a_container_that_a_route_name
 
 #[tokio::test]
 async fn daemon_that_is_down_and_back_is_unreachable_then_resynced() {
-    let rig = dockerd::own("outage");
+    let rig = dockerd::own("outage", "");
     let bench = Bench::on(&rig, "outage");
     let alice = session("alice.localhost");
     let spec = spec();
@@ -695,4 +705,48 @@ async fn daemon_that_is_down_and_back_is_unreachable_then_resynced() {
     let second = late.start(&alice, &spec, G2).await.unwrap();
     assert!(get(&second.address).ends_with("hello\n"));
     until(&mut events, EngineEvent::Changed(alice.clone())).await;
+}
+
+/// A certificate authority, and certificates by it for a daemon on loopback and for an edge.
+fn certificates(folder: &Path) {
+    let script = r#"
+        set -e
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+            -subj /CN=ca -keyout ca-key.pem -out ca.pem
+        for whose in server client; do
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+                -subj /CN=$whose -keyout $whose-key.pem -out $whose.csr
+            printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=%sAuth\n' $whose > ext
+            openssl x509 -req -in $whose.csr -CA ca.pem -CAkey ca-key.pem -CAcreateserial \
+                -days 2 -extfile ext -out $whose.pem
+        done"#;
+    let ran = Command::new("sh").args(["-c", script]).current_dir(folder).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+#[tokio::test]
+async fn daemon_behind_tls_takes_our_certificate_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    certificates(folder.path());
+    let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let pem = |file: &str| folder.path().join(format!("{file}.pem"));
+    let [ca, cert, key] =
+        ["ca", "server", "server-key"].map(|file| pem(file).display().to_string());
+    let _rig = dockerd::own(
+        "tls",
+        &format!("--host tcp://{at} --tlsverify --tlscacert {ca} --tlscert {cert} --tlskey {key}"),
+    );
+    let new = |cert, key| {
+        let tls = Tls { ca: pem("ca"), cert: pem(cert), key: pem(key) };
+        let endpoint = Some(format!("tcp://{at}"));
+        Docker::new(Config { endpoint, tls: Some(tls), ..Config::default() }).unwrap()
+    };
+    assert_eq!(new("client", "client-key").list().await.unwrap(), []);
+    let refused = new("server", "server-key").list().await.unwrap_err();
+    assert!(matches!(refused, Error::Unreachable(_)), "{refused:?}");
+    let refused = new("missing", "client-key").list().await.unwrap_err();
+    assert!(!refused.to_string().is_empty());
+    let endpoint = Some(format!("tcp://{at}"));
+    let plain = Docker::new(Config { endpoint, ..Config::default() }).unwrap();
+    assert!(plain.list().await.is_err());
 }

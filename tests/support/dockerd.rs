@@ -20,26 +20,29 @@ pub(crate) struct Rig {
     /// While this process holds it, the daemon stays.
     _in_use: File,
     own: bool,
+    /// More arguments for dockerd.
+    more: String,
 }
 
 /// The daemon that all tests of a run share.
 pub(crate) fn shared() -> &'static Rig {
     static SHARED: OnceLock<Rig> = OnceLock::new();
-    SHARED.get_or_init(|| Rig::up("shared", false))
+    SHARED.get_or_init(|| Rig::up("shared", false, ""))
 }
 
-/// A daemon for one test alone, which may stop and start it; gone when dropped.
-pub(crate) fn own(name: &str) -> Rig {
-    Rig::up(&format!("{name}-{}", std::process::id()), true)
+/// A daemon for one test alone, which may stop and start it; gone when dropped. `more` arguments
+/// are for dockerd.
+pub(crate) fn own(name: &str, more: &str) -> Rig {
+    Rig::up(&format!("{name}-{}", std::process::id()), true, more)
 }
 
 impl Rig {
-    fn up(name: &str, own: bool) -> Self {
+    fn up(name: &str, own: bool, more: &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/rig").join(name);
         std::fs::create_dir_all(folder.parent().unwrap()).unwrap();
         let in_use = File::create(folder.with_extension("lock")).unwrap();
         in_use.lock_shared().unwrap();
-        let rig = Self { folder, _in_use: in_use, own };
+        let rig = Self { folder, _in_use: in_use, own, more: more.to_owned() };
         rig.start();
         if !rig.try_docker(&["image", "inspect", IMAGE]).status.success() {
             rig.image(IMAGE, &[]);
@@ -64,7 +67,8 @@ impl Rig {
 
     fn rig(&self, verb: &str) {
         let folder = self.folder.to_str().unwrap();
-        let ran = script("dockerd-rig").args([verb, folder]).output().unwrap();
+        let mut rig = script("dockerd-rig");
+        let ran = rig.args([verb, folder]).env("DORMOUSE_RIG_ARGS", &self.more).output().unwrap();
         assert!(ran.status.success(), "no Docker daemon, so this test did not run: {}", err(&ran));
     }
 

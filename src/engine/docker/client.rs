@@ -153,10 +153,6 @@ impl From<Refused> for Error {
         let in_use = refused.says("port is already allocated")
             || refused.says("address already in use")
             || refused.says("in progress");
-        // The daemon answers 500 where a route asks for what it does not have.
-        let unfit = ["runtime", "executable file", "no such file", "not found", "invalid"]
-            .iter()
-            .any(|words| refused.says(words));
         match refused {
             Refused::Engine(error) => error,
             Refused::Answer { status, text } => {
@@ -165,7 +161,6 @@ impl From<Refused> for Error {
                     409 => Error::Conflict(text),
                     _ if in_use => Error::Conflict(text),
                     400 | 404 => Error::Invalid(text),
-                    _ if unfit => Error::Invalid(text),
                     _ => Error::Failed(format!("the daemon answered {status}: {text}")),
                 }
             }

@@ -240,7 +240,7 @@ impl Docker {
 
     async fn stop(&self, found: &Found, grace: Duration) -> Result<(), Error> {
         if found.status == Status::Paused {
-            // A frozen process could not end in its own way; and Podman refuses to stop it.
+            // Docker thaws what it stops, so that it can end in its own way; Podman refuses.
             self.client.unpause(&found.id).await?;
         }
         if found.is_stopped() {

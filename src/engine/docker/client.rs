@@ -14,10 +14,8 @@ use bollard::{
         StopContainerOptionsBuilder,
     },
 };
-use futures::{
-    StreamExt,
-    stream::{BoxStream, TryStreamExt},
-};
+use chrono::DateTime;
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use tokio::{sync::Mutex, time::sleep};
 
 use super::{SETTLE, Tls};
@@ -155,10 +153,6 @@ impl From<Refused> for Error {
         let in_use = refused.says("port is already allocated")
             || refused.says("address already in use")
             || refused.says("in progress");
-        // The daemon answers 500 where a route asks for what it does not have.
-        let unfit = ["runtime", "executable file", "no such file", "not found", "invalid"]
-            .iter()
-            .any(|words| refused.says(words));
         match refused {
             Refused::Engine(error) => error,
             Refused::Answer { status, text } => {
@@ -167,7 +161,6 @@ impl From<Refused> for Error {
                     409 => Error::Conflict(text),
                     _ if in_use => Error::Conflict(text),
                     400 | 404 => Error::Invalid(text),
-                    _ if unfit => Error::Invalid(text),
                     _ => Error::Failed(format!("the daemon answered {status}: {text}")),
                 }
             }
@@ -381,11 +374,13 @@ impl Client {
         Ok(log[from..].trim_end().to_owned())
     }
 
-    /// The daemon's own clock, in words that [`Client::events`] understands.
+    /// The daemon's own clock, as [`Client::events`] wants it: seconds, a point, nanoseconds.
     pub(super) async fn now(&self) -> Result<String, Error> {
         let ask = |docker: bollard::Docker| async move { docker.info().await };
-        let info = self.call("info", self.call_timeout, ask).await?;
-        info.system_time.ok_or_else(|| Error::Failed("the daemon does not tell its time".into()))
+        let said = self.call("info", self.call_timeout, ask).await?.system_time.unwrap_or_default();
+        let now = DateTime::parse_from_rfc3339(&said)
+            .map_err(|_| Error::Failed(format!("the daemon says that its time is `{said}`")))?;
+        Ok(format!("{}.{:09}", now.timestamp(), now.timestamp_subsec_nanos()))
     }
 
     /// What happened to containers since then and happens from now on, until the connection ends.
@@ -402,7 +397,7 @@ impl Client {
 }
 
 /// The error with what caused it; the outermost words alone say little.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| {
         let cause = cause.to_string();

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,13 +13,18 @@ use std::{
 use bollard::{errors::Error as ApiError, models::EventMessage};
 use futures::{
     StreamExt,
-    stream::{self, BoxStream},
+    future::{Either, select},
+    stream::{self, BoxStream, Peekable},
 };
 use tokio::time::{sleep, timeout};
 
-use super::{client::Client, found::Found, template};
+use super::{
+    client::{Client, with_causes},
+    found::Found,
+    template,
+};
 use crate::{
-    engine::EngineEvent,
+    engine::{EngineEvent, Error},
     session::{SessionId, Spec},
 };
 
@@ -97,7 +103,7 @@ struct Feed {
 
 enum State {
     Closed,
-    Open(BoxStream<'static, Result<EventMessage, ApiError>>),
+    Open(Peekable<BoxStream<'static, Result<EventMessage, ApiError>>>),
 }
 
 impl Feed {
@@ -108,13 +114,13 @@ impl Feed {
                 self.backoff = BACKOFF_MIN;
                 self.changed(event).into_iter().map(EngineEvent::Changed).collect()
             }
-            // Docker reports what it cannot tell as an error and goes on; so does a new connection.
-            Ok(Some(Err(_)) | None) => {
-                self.state = State::Closed;
-                self.rest().await;
-                Vec::new()
+            Ok(Some(Err(error))) => {
+                let error = with_causes(&error);
+                self.lost(&error).await
             }
+            Ok(None) => self.lost("the connection ended").await,
             Err(_) => {
+                self.backoff = BACKOFF_MIN;
                 self.state = State::Closed;
                 Vec::new()
             }
@@ -126,23 +132,35 @@ impl Feed {
     async fn open(&mut self) -> Vec<EngineEvent> {
         let opened = async {
             let since = self.client.now().await?;
-            self.client.events(&since, &ACTIONS).await
+            let mut events = self.client.events(&since, &ACTIONS).await?.peekable();
+            // The request is sent when the stream is first asked, and nothing tells when it was
+            // taken: by the time that another call has its answer, it was. Later would be too late:
+            // a daemon that restarted meanwhile has forgotten what it did before.
+            let asked = pin!(async { Pin::new(&mut events).peek().await.is_some() });
+            match select(asked, pin!(self.client.now())).await {
+                Either::Left(_) => {}
+                Either::Right((answer, _)) => drop(answer?),
+            }
+            Ok::<_, Error>(events)
         };
         match opened.await {
             Ok(events) => {
                 self.state = State::Open(events);
                 vec![EngineEvent::Resync]
             }
-            Err(_) => {
-                self.rest().await;
-                Vec::new()
-            }
+            Err(error) => self.lost(&error.to_string()).await,
         }
     }
 
-    async fn rest(&mut self) {
+    async fn lost(&mut self, error: &str) -> Vec<EngineEvent> {
+        // Once for an outage; what follows says the same.
+        if self.backoff == BACKOFF_MIN {
+            tracing::warn!(endpoint = %self.client.endpoint(), error, "docker events lost");
+        }
+        self.state = State::Closed;
         sleep(self.backoff).await;
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        Vec::new()
     }
 
     fn changed(&self, event: EventMessage) -> Vec<SessionId> {

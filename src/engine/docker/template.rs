@@ -91,6 +91,8 @@ impl Template<'_> {
             env: Some(env.collect()),
             user: spec.docker.user.clone(),
             exposed_ports: spec.docker.publish.as_ref().map(|_| vec![exposed.clone()]),
+            // For those who stop it by other means: `docker stop`, a daemon that ends.
+            stop_timeout: i64::try_from(spec.docker.grace.as_secs()).ok(),
             labels: Some(labels.map(|(key, value)| (key.to_owned(), value)).into()),
             host_config: Some(self.host_config(exposed)?),
             ..Default::default()

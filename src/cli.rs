@@ -8,6 +8,7 @@ mod client;
 mod exit;
 mod explain;
 mod reload;
+mod run;
 mod sessions;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ struct Cli {
 
 const HELP: &str = "\
 Examples:
+  dormouse run                                     serve
   dormouse check                                   are my files right?
   dormouse explain http://alice.localhost:8080/    what would this URL get?
   dormouse sessions                                what is awake, and until when?
@@ -49,6 +51,7 @@ Exit codes:
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Run),
     Check(check::Check),
     Explain(explain::Explain),
     Sessions(sessions::Sessions),
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Outcome {
     match command {
+        Command::Run(run) => run.run(),
         Command::Check(check) => check.run(),
         Command::Explain(explain) => ask(explain.run()),
         Command::Sessions(sessions) => ask(sessions.run()),

@@ -4,20 +4,14 @@
 //!
 //! It must not know engines.
 
+mod connections;
 mod headers;
 mod hold;
 mod listen;
 mod peer;
 mod respond;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -30,9 +24,11 @@ use pingora::{
 };
 use tokio::time::Instant;
 
+pub use connections::Connections;
 pub use listen::Listener;
 
 use crate::{
+    config::Timeouts,
     fleet::{Fleet, Lease, Verdict},
     metrics::METRICS,
     route::{Route, RouteTable, canonical_host},
@@ -44,38 +40,18 @@ use respond::Answer;
 /// How often one request may try to connect.
 const CONNECTS_MAX: u32 = 3;
 
-/// `[timeouts]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// Between two reads of a request's body, until its answer begins.
-    pub client_body: Duration,
-    /// A connection without a request.
-    pub client_idle: Duration,
-    /// Connecting to an instance.
-    pub connect: Duration,
-    /// Between two reads of an answer.
-    pub answer: Duration,
-    /// A pooled connection to an instance.
-    pub upstream_idle: Duration,
-}
-
 /// The proxy.
+#[derive(Debug)]
 pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
-    requests: Arc<AtomicUsize>,
 }
 
 impl Edge {
-    /// `requests` counts those that are under way.
-    pub fn new(
-        table: Arc<ArcSwap<RouteTable>>,
-        fleet: Arc<Fleet>,
-        timeouts: Timeouts,
-        requests: Arc<AtomicUsize>,
-    ) -> Self {
-        Self { table, fleet, timeouts, requests }
+    /// Serves the sessions of `table` from `fleet`.
+    pub fn new(table: Arc<ArcSwap<RouteTable>>, fleet: Arc<Fleet>, timeouts: Timeouts) -> Self {
+        Self { table, fleet, timeouts }
     }
 
     /// The route of the request's host, and the canonical host.
@@ -88,7 +64,11 @@ impl Edge {
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
-    async fn peer(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<Box<HttpPeer>, Answer> {
+    async fn peer(
+        &self,
+        downstream: &mut Downstream,
+        ctx: &mut Ctx,
+    ) -> Result<Box<HttpPeer>, Answer> {
         let (route, host) = ctx.target.clone().ok_or(Answer::Internal)?;
         if let Some(failed) = ctx.connect_failed.take() {
             self.after_failed_connect(ctx, failed).await?;
@@ -157,7 +137,6 @@ pub struct Ctx {
     connect_took: Duration,
     connect_failed: Option<Instant>,
     connection: Option<Arc<Connection>>,
-    requests: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Ctx {
@@ -168,7 +147,6 @@ impl fmt::Debug for Ctx {
 
 impl Drop for Ctx {
     fn drop(&mut self) {
-        self.requests.fetch_sub(1, Ordering::AcqRel);
         if let Some(connection) = &self.connection {
             connection.request_ended();
         }
@@ -180,7 +158,6 @@ impl ProxyHttp for Edge {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        self.requests.fetch_add(1, Ordering::AcqRel);
         Ctx {
             id: String::new(),
             target: None,
@@ -191,7 +168,6 @@ impl ProxyHttp for Edge {
             connect_took: Duration::ZERO,
             connect_failed: None,
             connection: None,
-            requests: Arc::clone(&self.requests),
         }
     }
 

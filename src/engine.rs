@@ -3,6 +3,7 @@
 //! An engine knows sessions by their identity and their [`Spec`]; it knows nothing of routes,
 //! requests or leases. The engine is the truth: what it lists is what exists.
 
+pub mod docker;
 pub mod process;
 
 use std::{fmt, sync::Arc, time::Duration};

@@ -367,7 +367,7 @@ impl Fleet {
     }
 
     fn handle(&self) -> Handle {
-        self.runtime.get_or_init(Handle::current).clone()
+        self.runtime.get().cloned().unwrap_or_else(Handle::current)
     }
 }
 

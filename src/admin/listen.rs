@@ -60,7 +60,7 @@ struct SocketFile(PathBuf);
 impl Listener {
     /// Binds a TCP address; one that is in use is tried again for up to 10 s.
     pub async fn tcp(address: SocketAddr) -> io::Result<Self> {
-        let bound = patiently(async || TcpListener::bind(address).await).await;
+        let bound = patiently(|| TcpListener::bind(address)).await;
         let bound = bound.map_err(|error| explain(&address.to_string(), error))?;
         Ok(Self(Socket::Tcp(bound)))
     }
@@ -68,7 +68,7 @@ impl Listener {
     /// Binds a unix socket that only our own user can connect to. A file that a dead process left
     /// is replaced; one that somebody listens on is tried again for up to 10 s.
     pub async fn unix(path: &Path) -> io::Result<Self> {
-        let bound = patiently(async || bind_unix(path).await).await;
+        let bound = patiently(|| bind_unix(path)).await;
         let bound = bound.map_err(|error| explain(&format!("unix:{}", path.display()), error))?;
         Ok(Self(Socket::Unix { _file: SocketFile(path.to_owned()), listener: bound }))
     }
@@ -132,7 +132,10 @@ async fn connection(stream: Either<TcpStream, UnixStream>, router: Router, drain
     }
 }
 
-async fn patiently<T>(bind: impl AsyncFn() -> io::Result<T>) -> io::Result<T> {
+async fn patiently<T, F>(bind: impl Fn() -> F) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
     let end = Instant::now() + IN_USE_MAX;
     loop {
         match bind().await {

@@ -1,11 +1,16 @@
 //! `dormouse run`: the edge itself, in the foreground.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure, Outcome};
 use crate::{app, config::Config};
+
+/// Pingora reports every client that breaks off as an error; what became of a request is logged
+/// by our own edge.
+const LOG: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::apps=off";
 
 /// Runs the edge, in the foreground, until SIGTERM or Ctrl-C.
 ///
@@ -20,7 +25,9 @@ Examples:
 
 A new version without a refused connection:
   dormouse run --upgrade &       waits for the sockets
-  kill -QUIT PID-OF-THE-OLD      hands them over, and ends when its requests have")]
+  kill -QUIT PID-OF-THE-OLD      hands them over, and ends when its requests have
+
+RUST_LOG says how much is logged, for example RUST_LOG=dormouse=debug.")]
 pub(super) struct Run {
     /// The settings [default: ./dormouse.toml, or the defaults where there is no such file].
     #[arg(long, value_name = "PATH")]
@@ -28,13 +35,39 @@ pub(super) struct Run {
     /// Take the listening sockets over from the edge that runs, when it gets SIGQUIT.
     #[arg(long)]
     upgrade: bool,
+    /// How the log on stderr looks.
+    #[arg(long, value_enum, default_value_t)]
+    log: Log,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Log {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
 }
 
 impl Run {
     pub(super) fn run(self) -> Outcome {
         let config = Config::load(self.config.as_deref());
         let config = config.map_err(|errors| Failure::of_files(&errors))?;
-        let ended = app::run(config, self.upgrade);
-        ended.map_err(|error| Failure::new(Exit::Failed, format!("{error:#}")))
+        self.log.begin();
+        app::run(config, self.upgrade).map_err(|error| match error {
+            app::Error::Routes(errors) => Failure::of_files(&errors),
+            app::Error::Other(error) => Failure::new(Exit::Failed, format!("{error:#}")),
+        })
+    }
+}
+
+impl Log {
+    fn begin(self) {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+        match self {
+            Self::Text => log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
+            Self::Json => log.json().init(),
+        }
     }
 }

@@ -56,7 +56,10 @@ fn rfc7239(client: Option<IpAddr>, host: &str, proto: &str) -> String {
 }
 
 /// RFC 9110, 7.6.1: trailers may be asked for hop by hop; gRPC insists on it.
-pub(super) fn keep_trailers(downstream: &RequestHeader, upstream: &mut RequestHeader) -> Result<()> {
+pub(super) fn keep_trailers(
+    downstream: &RequestHeader,
+    upstream: &mut RequestHeader,
+) -> Result<()> {
     let wants = |te: &HeaderValue| {
         te.to_str().is_ok_and(|te| te.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")))
     };

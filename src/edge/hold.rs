@@ -7,7 +7,7 @@ use std::{
 };
 
 use pingora::{protocols::http::ServerSession, proxy::Session as Downstream};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{io::Interest, net::TcpStream};
 
 use super::{listen::Connection, respond::Answer};
 use crate::{fleet::Lease, session::Endpoint};
@@ -44,14 +44,14 @@ async fn client_left(downstream: &mut Downstream) {
 }
 
 async fn watch_hangup(socket: RawFd) -> io::Result<()> {
-    let watched = AsyncFd::with_interest(duplicate(socket)?, Interest::READABLE)?;
+    let watched = TcpStream::from_std(duplicate(socket)?.into())?;
     loop {
-        let mut guard = watched.ready(Interest::READABLE).await?;
-        if guard.ready().is_read_closed() {
+        if watched.ready(Interest::READABLE).await?.is_read_closed() {
             return Ok(());
         }
-        // Bytes that wait to be read are no hang-up; epoll tells of the next change.
-        guard.clear_ready();
+        // Bytes that wait to be read are no hang-up: forget them until epoll tells of a change.
+        let would_block = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = watched.try_io(Interest::READABLE, would_block);
     }
 }
 

@@ -28,25 +28,22 @@ use pingora::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    sync::Semaphore,
     time::{Instant, Sleep, sleep_until, timeout_at},
 };
 
-use super::Edge;
-use crate::metrics::METRICS;
+use super::{Connections, Edge};
 
 /// Accepts for the edge: every new connection passes here first.
 pub struct Listener {
     proxy: Arc<HttpProxy<Edge>>,
-    places: Semaphore,
+    connections: Arc<Connections>,
     head: Duration,
 }
 
 impl Listener {
-    /// At most `connections` at once, each request head within `head`.
-    pub fn new(proxy: HttpProxy<Edge>, connections: usize, head: Duration) -> Self {
-        let places = Semaphore::new(connections.min(Semaphore::MAX_PERMITS));
-        Self { proxy: Arc::new(proxy), places, head }
+    /// Each request head within `head`.
+    pub fn new(proxy: HttpProxy<Edge>, connections: Arc<Connections>, head: Duration) -> Self {
+        Self { proxy: Arc::new(proxy), connections, head }
     }
 }
 
@@ -63,14 +60,9 @@ impl ServerApp for Listener {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let Ok(_place) = self.places.try_acquire() else {
-            METRICS.connections_refused.inc();
-            return None;
-        };
-        METRICS.connections.inc();
+        let _place = self.connections.enter()?;
         let guarded = Box::new(Guarded::new(stream, self.head));
         self.proxy.process_new(guarded, shutdown).await;
-        METRICS.connections.dec();
         None
     }
 

@@ -17,8 +17,8 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::Timeouts;
 use crate::{
+    config::Timeouts,
     fleet::Lease,
     route::{Protocol, Route},
     session::{Address, Endpoint, UpstreamTls},
@@ -43,7 +43,11 @@ pub(super) struct Manner {
 impl Manner {
     pub(super) fn of(request: &RequestHeader) -> Self {
         let starts = |name: header::HeaderName, with: &[u8]| {
-            request.headers.get(name).map(HeaderValue::as_bytes).is_some_and(|v| v.starts_with(with))
+            request
+                .headers
+                .get(name)
+                .map(HeaderValue::as_bytes)
+                .is_some_and(|v| v.starts_with(with))
         };
         let grpc = starts(header::CONTENT_TYPE, b"application/grpc");
         let events = starts(header::ACCEPT, b"text/event-stream");

@@ -114,7 +114,9 @@ impl Answer {
     /// What happened, and what to do.
     fn sentences(self) -> (&'static str, String) {
         let (title, detail) = match self {
-            Self::NoSuchHost => ("No such host", "No session has this address. Check the spelling."),
+            Self::NoSuchHost => {
+                ("No such host", "No session has this address. Check the spelling.")
+            }
             Self::BadHost => ("Bad host", "The request must name exactly one valid host."),
             Self::BadRequest => ("Bad request", "The request cannot be understood."),
             Self::BodyTimedOut => ("Request too slow", "The request's body came too slowly."),
@@ -148,7 +150,9 @@ impl Answer {
             Self::NotListening => ("The session does not answer", "Try again in a moment."),
             Self::Broken => ("The session ended", "It ended while it answered. Try again."),
             Self::Silent => ("The session is silent", "It took the request and did not answer."),
-            Self::Internal => ("Internal error", "Ask the operator, and give the request id below."),
+            Self::Internal => {
+                ("Internal error", "Ask the operator, and give the request id below.")
+            }
             Self::ClientLeft => ("Client left", ""),
         };
         (title, detail.to_owned())

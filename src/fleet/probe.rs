@@ -77,11 +77,11 @@ async fn get(
         .header("connection", "close")
         .body(Empty::<Bytes>::new())?;
     // The connection is driven here and ends with this attempt: nothing is left behind.
-    tokio::select! {
-        answer = sender.send_request(request) => Ok(answer?.status().as_u16()),
-        ended = connection => {
-            ended?;
-            Err("closed without an answer".into())
-        }
-    }
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        // It may end in the very step that brings the answer.
+        _ = connection => answer.await,
+    };
+    Ok(answer?.status().as_u16())
 }

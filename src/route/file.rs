@@ -56,8 +56,8 @@ pub(crate) struct InstanceTable {
     /// The image to create the instance from.
     pub(crate) image: Option<String>,
     /// Program and arguments; no shell is involved. The engine fills in `{address}` (where to
-    /// listen, `127.0.0.1:40001` or `unix:/path`), `{host}` and `{port}`. Default: the image's
-    /// own command; the process engine needs one.
+    /// listen), `{host}` and `{port}`; these three cannot be plain text here, not even behind
+    /// `{{`. Default: the image's own command; the process engine needs one.
     pub(crate) command: Vec<String>,
     /// Environment variables. The engine fills in `{address}`, `{host}` and `{port}` here too.
     pub(crate) env: BTreeMap<String, Secret>,

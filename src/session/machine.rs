@@ -120,13 +120,15 @@ pub struct Session {
     retired: bool,
     /// Failed wakes in a row.
     failures: u32,
+    /// How deep it is to sleep once it has stopped, when that is deeper than the stop under way.
+    then: Option<Depth>,
 }
 
 impl Session {
     /// A session asleep at `depth`; `last` is the highest generation ever seen.
     pub fn new(policy: Policy, last: Generation, depth: Depth, now: Instant) -> Self {
         let state = State::Asleep { depth, idle_since: now, not_before: None };
-        Self { policy, state, generation: last, retired: false, failures: 0 }
+        Self { policy, state, generation: last, retired: false, failures: 0, then: None }
     }
 
     /// Where it is.
@@ -157,7 +159,6 @@ impl Session {
     /// failure to remember.
     pub fn is_blank(&self, deepest: Depth) -> bool {
         matches!(self.state, State::Asleep { depth, not_before: None, .. } if deepest <= depth)
-            && self.failures == 0
     }
 
     /// Its route has a new policy, or is back.
@@ -216,7 +217,13 @@ impl Session {
     pub fn sleep(&mut self, to: Depth, now: Instant, out: &mut Vec<Effect>) -> SleepAnswer {
         match &self.state {
             State::Asleep { depth, .. } if to <= *depth => SleepAnswer::Already,
-            State::Stopping { leases: 0, .. } => SleepAnswer::Already,
+            State::Stopping { to: under_way, leases: 0, .. } => {
+                if to <= *under_way || Some(to) <= self.then {
+                    return SleepAnswer::Already;
+                }
+                self.then = Some(to);
+                SleepAnswer::Begun
+            }
             State::Asleep { .. } | State::Waking { leases: 0, .. } | State::Idle { .. } => {
                 self.stop(to, Some(Failure::PutToSleep), now, out);
                 SleepAnswer::Begun
@@ -237,6 +244,12 @@ impl Session {
                 self.start(current.next(), 0, now, out);
             }
             (State::Asleep { .. }, Event::Timer) => self.asleep_timer(now, out),
+            (State::Asleep { depth, .. }, Event::Retire) => {
+                self.retired = true;
+                if *depth < Depth::Stopped {
+                    self.stop(Depth::Stopped, None, now, out);
+                }
+            }
 
             // ## Waking => Awake | Idle | Stopping
             (State::Waking { leases, .. }, Event::Started(endpoint))
@@ -258,7 +271,9 @@ impl Session {
             (State::Waking { deadline: Some(at), .. }, Event::Timer) if *at <= now => {
                 self.stop(Depth::Stopped, Some(Failure::Timeout), now, out);
             }
-            (State::Waking { leases, .. }, Event::Release(g)) if g == current => *leases -= 1,
+            (State::Waking { leases, .. }, Event::Release(g)) if g == current => {
+                *leases = leases.saturating_sub(1);
+            }
             (State::Waking { .. }, Event::Retire) => {
                 self.retired = true;
                 self.stop(Depth::Stopped, Some(Failure::Retired), now, out);
@@ -305,13 +320,16 @@ impl Session {
                 *retry_at = None;
                 out.push(Effect::Stop(current, *to));
             }
-            (State::Stopping { next, leases, .. }, Event::Release(g)) if g == *next => *leases -= 1,
+            (State::Stopping { next, leases, .. }, Event::Release(g)) if g == *next => {
+                *leases = leases.saturating_sub(1);
+            }
             (State::Stopping { next, leases, .. }, Event::Retire) => {
                 self.retired = true;
+                self.then = self.then.max(Some(Depth::Stopped));
                 fail_waiting(next, leases, Failure::Retired, out);
             }
 
-            (State::Asleep { .. } | State::Awake { .. }, Event::Retire) => self.retired = true,
+            (State::Awake { .. }, Event::Retire) => self.retired = true,
 
             // Everything else is stale: of another generation, or a timer that has moved.
             (
@@ -336,7 +354,7 @@ impl Session {
             State::Stopping { retry_at, .. } => *retry_at,
             State::Idle { .. } => self.next_sleep().map(|(at, _)| at),
             State::Asleep { not_before, .. } => {
-                let forget = not_before.and_then(|at| at.checked_add(BACKOFF_MAX));
+                let forget = not_before.and_then(forgotten_at);
                 let deeper = self.next_sleep().map(|(at, _)| at);
                 forget.into_iter().chain(deeper).min()
             }
@@ -349,7 +367,10 @@ impl Session {
             State::Idle { woke_at, since, .. } => {
                 (*since, woke_at.checked_add(self.policy.min_awake)?, None)
             }
-            State::Asleep { depth, idle_since, .. } => (*idle_since, *idle_since, Some(*depth)),
+            State::Asleep { depth, idle_since, not_before } => {
+                let earliest = not_before.map_or(Some(*idle_since), forgotten_at)?;
+                (*idle_since, earliest, Some(*depth))
+            }
             State::Waking { .. } | State::Awake { .. } | State::Stopping { .. } => return None,
         };
         let rung = self.policy.ladder.iter().find(|rung| above < Some(rung.to))?;
@@ -371,7 +392,7 @@ impl Session {
 
     fn asleep_timer(&mut self, now: Instant, out: &mut Vec<Effect>) {
         if let State::Asleep { not_before, .. } = &mut self.state
-            && not_before.is_some_and(|at| at + BACKOFF_MAX <= now)
+            && not_before.and_then(forgotten_at).is_some_and(|at| at <= now)
         {
             *not_before = None;
             self.failures = 0;
@@ -395,7 +416,6 @@ impl Session {
             (State::Waking { .. }, Some(failure)) => {
                 out.push(Effect::Fail(self.generation, failure));
                 failed = !matches!(failure, Failure::Retired | Failure::PutToSleep);
-                self.failures = self.failures.saturating_add(u32::from(failed));
                 now
             }
             (State::Idle { since: idle_since, .. } | State::Asleep { idle_since, .. }, _) => {
@@ -403,6 +423,11 @@ impl Session {
             }
             (State::Waking { .. } | State::Awake { .. } | State::Stopping { .. }, _) => now,
         };
+        if let State::Asleep { .. } = self.state {
+            // A deeper sleep has a number of its own: a late answer to the lighter one is stale.
+            self.generation = self.generation.next();
+        }
+        self.failures = if failed { self.failures.saturating_add(1) } else { 0 };
         self.state = State::Stopping {
             to,
             idle_since,
@@ -419,6 +444,7 @@ impl Session {
         let State::Stopping { to, idle_since, failed, next, leases, .. } = self.state else {
             return;
         };
+        let then = self.then.take();
         if 0 < leases {
             self.start(next, leases, now, out);
             return;
@@ -427,6 +453,9 @@ impl Session {
         self.generation = Generation(next.0 - 1);
         let not_before = if failed { now.checked_add(backoff(self.failures)) } else { None };
         self.state = State::Asleep { depth: to, idle_since, not_before };
+        if let Some(deeper) = then.filter(|then| to < *then) {
+            self.stop(deeper, None, now, out);
+        }
     }
 }
 
@@ -439,8 +468,17 @@ fn fail_waiting(next: &mut Generation, leases: &mut u32, failure: Failure, out: 
     }
 }
 
+/// When failed wakes are no longer remembered. Until then the ladder waits: a step down it ends in
+/// a fresh `Asleep`, and would cut the cooldown short.
+fn forgotten_at(not_before: Instant) -> Option<Instant> {
+    not_before.checked_add(BACKOFF_MAX)
+}
+
 /// Doubles from `BACKOFF_FIRST` with each failure, up to `BACKOFF_MAX`.
 fn backoff(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     BACKOFF_FIRST.saturating_mul(1 << doublings).min(BACKOFF_MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,41 @@
+//! The table of backends: one row a kind.
+
+use std::sync::Arc;
+
+use crate::{
+    config::{Config, DockerConfig, DockerEndpoint, EngineConfig},
+    engine::{
+        Engine, Error,
+        docker::{self, Docker},
+        process::Process,
+    },
+};
+
+/// The engine of `[engines.NAME]`.
+pub(super) fn build(config: &Config, engine: &EngineConfig) -> Result<Arc<dyn Engine>, Error> {
+    Ok(match engine {
+        EngineConfig::Process => {
+            Arc::new(Process::new(config.paths.state.clone(), config.base.clone())?)
+        }
+        EngineConfig::Docker(docker) => Arc::new(Docker::new(docker_config(docker))?),
+    })
+}
+
+fn docker_config(config: &DockerConfig) -> docker::Config {
+    let (endpoint, tls) = match &config.endpoint {
+        DockerEndpoint::Unix(path) => (format!("unix://{}", path.display()), None),
+        DockerEndpoint::Tcp { address, tls } => (format!("tcp://{address}"), tls.as_ref()),
+        DockerEndpoint::Ssh(url) => (url.clone(), None),
+    };
+    let tls = tls.map(|tls| docker::Tls {
+        ca: tls.ca.clone(),
+        cert: tls.cert.clone(),
+        key: tls.key.clone(),
+    });
+    docker::Config {
+        endpoint: Some(endpoint),
+        owner: config.owner.clone(),
+        tls,
+        call_timeout: config.call_timeout,
+    }
+}

@@ -1,0 +1,84 @@
+//! What runs beside the edge, each in a runtime of Pingora's.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use async_trait::async_trait;
+use pingora::{
+    server::ShutdownWatch,
+    services::{ServiceReadyNotifier, background::BackgroundService},
+};
+use tokio::signal::unix::SignalKind;
+
+use super::{reload::Reloader, signals};
+use crate::{
+    admin::{Admin, Listener},
+    config::AdminAddress,
+    fleet::Fleet,
+};
+
+/// Adopts what runs, lets the edge begin, and keeps the fleet's clock.
+pub(super) struct Fleeting {
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) ready: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl BackgroundService for Fleeting {
+    async fn start_with_ready_notifier(&self, _: ShutdownWatch, adopted: ServiceReadyNotifier) {
+        let began = || {
+            self.ready.store(true, Ordering::Release);
+            adopted.notify_ready();
+        };
+        Arc::clone(&self.fleet).run(began).await;
+    }
+}
+
+/// Reads the routes again at SIGHUP.
+pub(super) struct Hangups(pub(super) Arc<Reloader>);
+
+#[async_trait]
+impl BackgroundService for Hangups {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut hangup = signals::listen(SignalKind::hangup());
+        loop {
+            tokio::select! {
+                () = signals::next(&mut hangup) => {}
+                _ = shutdown.changed() => return,
+            }
+            tracing::info!("SIGHUP: reading the routes again");
+            let reloader = Arc::clone(&self.0);
+            // What is wrong is logged where it is found.
+            let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
+        }
+    }
+}
+
+/// Serves the admin API until the shutdown begins.
+pub(super) struct Administration {
+    pub(super) admin: Admin,
+    pub(super) address: AdminAddress,
+}
+
+#[async_trait]
+impl BackgroundService for Administration {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let listener = match &self.address {
+            AdminAddress::Tcp(address) => Listener::tcp(*address).await,
+            AdminAddress::Unix(path) => Listener::unix(path).await,
+        };
+        match listener {
+            Ok(listener) => {
+                let ready = Arc::clone(&self.admin.ready);
+                let ended = async move {
+                    let _ = shutdown.wait_for(|ending| *ending).await;
+                    ready.store(false, Ordering::Release);
+                };
+                listener.serve(self.admin.clone().router(), ended).await;
+            }
+            Err(error) => tracing::error!(%error, "there is no admin API (listen.admin)"),
+        }
+    }
+}

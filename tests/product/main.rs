@@ -1,0 +1,7 @@
+//! The whole product: the real binary as a child process, real sockets, real instances.
+//!
+//! Every test has an edge of its own in a folder of its own. A WARN or ERROR in the edge's log
+//! that the test did not announce fails it.
+
+mod support;
+mod wake;

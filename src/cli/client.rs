@@ -142,11 +142,6 @@ impl Client {
         Ok(Self { http, base, address, token, json })
     }
 
-    /// Where the API is.
-    pub(super) fn address(&self) -> &AdminAddress {
-        &self.address
-    }
-
     /// One request. `path` is made of segments that need no escaping by the caller.
     pub(super) async fn ask(
         &self,

@@ -64,6 +64,8 @@ impl Run {
 impl Log {
     fn begin(self) {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
+        // Below that, the Docker client prints containers' environments: there are secrets in them.
+        let filter = filter.add_directive("bollard=info".parse().expect("a valid directive"));
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
         match self {
             Self::Text => log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),

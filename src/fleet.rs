@@ -209,14 +209,23 @@ impl Fleet {
         let cells: Vec<_> = self.cells.pin().values().cloned().collect();
         for cell in cells {
             let plan = (self.planner)(cell.session.host());
-            self.apply(&cell, "routes changed", |core, now, out| match plan {
-                None => core.machine.handle(Event::Retire, now, out),
-                Some(plan) if *core.plan != plan || core.machine.is_retired() => {
-                    core.machine.adopt_policy(plan.policy.clone());
-                    core.plan = Arc::new(plan);
+            let revived = self.apply(&cell, "routes changed", |core, now, out| {
+                let retired = core.machine.is_retired();
+                match plan {
+                    None => core.machine.handle(Event::Retire, now, out),
+                    Some(plan) if *core.plan != plan || retired => {
+                        core.machine.adopt_policy(plan.policy.clone());
+                        core.plan = Arc::new(plan);
+                    }
+                    Some(_) => {}
                 }
-                Some(_) => {}
+                retired && !core.machine.is_retired()
             });
+            if revived {
+                // Nobody looked while no route wanted it: others may have started it.
+                let judged = async move { outside::judge(&cell, None).await };
+                self.tasks.spawn_on(judged, &self.handle());
+            }
         }
     }
 

@@ -28,6 +28,8 @@ pub(super) fn forwarded(
     host: &str,
     id: &str,
 ) -> Result<()> {
+    let named = downstream.req_header().headers.get(header::HOST).and_then(|h| h.to_str().ok());
+    let named = named.unwrap_or(host);
     let client = downstream.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
     let tls = downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some());
     let proto = if tls { "https" } else { "http" };
@@ -39,20 +41,20 @@ pub(super) fn forwarded(
         None => drop(upstream.remove_header("x-forwarded-for")),
     }
     upstream.insert_header("x-forwarded-proto", proto)?;
-    upstream.insert_header("x-forwarded-host", host)?;
-    upstream.insert_header("forwarded", rfc7239(client, host, proto))?;
+    upstream.insert_header("x-forwarded-host", named)?;
+    upstream.insert_header("forwarded", rfc7239(client, named, proto))?;
     upstream.insert_header("x-request-id", id)?;
     Ok(())
 }
 
-/// RFC 7239: an IPv6 address is bracketed and quoted.
+/// RFC 7239: what has a colon in it is quoted, and an IPv6 address bracketed.
 fn rfc7239(client: Option<IpAddr>, host: &str, proto: &str) -> String {
     let client = match client {
         Some(IpAddr::V4(v4)) => v4.to_string(),
         Some(IpAddr::V6(v6)) => format!("\"[{v6}]\""),
         None => "unknown".to_owned(),
     };
-    format!("for={client};host={host};proto={proto}")
+    format!("for={client};host=\"{host}\";proto={proto}")
 }
 
 /// RFC 9110, 7.6.1: trailers may be asked for hop by hop; gRPC insists on it.

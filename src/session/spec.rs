@@ -1,9 +1,9 @@
 //! What an instance is made from: a route's `[instance]` tables with every capture filled in.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 /// One instance's template. An engine reads the common part and its own kind's part.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Spec {
     /// The image's name.
     pub image: Option<String>,
@@ -25,6 +25,13 @@ pub struct Spec {
     pub process: ProcessSpec,
     /// What the Docker engine alone knows.
     pub docker: DockerSpec,
+}
+
+impl fmt::Debug for Spec {
+    /// Without the environment and the command: there are secrets in them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spec").field("image", &self.image).finish_non_exhaustive()
+    }
 }
 
 /// `[instance.process]`.

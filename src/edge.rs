@@ -177,7 +177,8 @@ impl ProxyHttp for Edge {
     async fn early_request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<()> {
         if let Some(connection) = Connection::of(downstream.digest()) {
             connection.request_began();
-            ctx.connection = Some(Arc::clone(connection));
+            // An HTTP/2 connection carries other requests when this one ends.
+            ctx.connection = downstream.as_http1().map(|_| Arc::clone(connection));
         }
         downstream.set_read_timeout(Some(self.timeouts.client_body));
         // Bytes of a next request that come during a hold are kept for it.

@@ -1,0 +1,196 @@
+//! What needs no edge: check, explain from files alone, schema, completions, and wrong usage.
+
+use std::{fs, path::Path, process::Stdio};
+
+use tempfile::TempDir;
+
+use crate::{
+    admin_bed::{ROUTE, TOKEN},
+    command::{DONE, UNKNOWN, UNREACHABLE, USAGE, command, dormouse},
+};
+
+/// A folder as an operator has it. Nobody listens on its admin socket.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("routes")).unwrap();
+    write(folder.path(), "dormouse.toml", "[listen]\nadmin = \"unix:admin.sock\"\n");
+    write(folder.path(), "routes/demo.toml", ROUTE);
+    folder
+}
+
+fn write(folder: &Path, name: &str, text: &str) {
+    fs::write(folder.join(name), text).unwrap();
+}
+
+#[tokio::test]
+async fn check_is_content_with_good_files() {
+    let folder = folder();
+    let ended = dormouse(folder.path(), &["check"]).await.code(DONE);
+    ended.says("ok: 1 route of routes").says("engines docker, local (dormouse.toml)");
+    assert_eq!(ended.err, "");
+    let data = dormouse(folder.path(), &["check", "--json"]).await.code(DONE).json();
+    assert_eq!((&data["ok"], &data["routes"][0]), (&true.into(), &"demo".into()));
+
+    fs::remove_file(folder.path().join("dormouse.toml")).unwrap();
+    dormouse(folder.path(), &["check"]).await.code(DONE).says("no file, the defaults");
+    let named = dormouse(folder.path(), &["check", "--config", "dormouse.toml"]).await;
+    named.code(USAGE).complains("dormouse.toml: there is no such file");
+}
+
+#[tokio::test]
+async fn check_tells_every_error_with_its_place_and_a_hint() {
+    let folder = folder();
+    write(folder.path(), "routes/a.toml", "host = \"a.example\"\nengine = \"lcal\"\n");
+    write(folder.path(), "routes/b.toml", "host = \"b.example\"\nengin = \"local\"\n");
+    let ended = dormouse(folder.path(), &["check"]).await.code(USAGE);
+    ended.complains("routes/a.toml:2:10: ").complains("routes/b.toml:2:1: ");
+    ended.complains("\n    hint: ").complains("\n2 errors");
+    assert_eq!(ended.out, "");
+    let data = dormouse(folder.path(), &["check", "--json"]).await.code(USAGE).json();
+    assert_eq!((&data["ok"], data["errors"].as_array().unwrap().len()), (&false.into(), 2));
+    assert_eq!((&data["errors"][0]["line"], &data["errors"][0]["column"]), (&2.into(), &10.into()));
+
+    write(folder.path(), "dormouse.toml", "[limits]\nheld = 0\n");
+    let config = dormouse(folder.path(), &["check"]).await.code(USAGE);
+    config.complains("dormouse.toml:2:8: ");
+}
+
+#[tokio::test]
+async fn check_warns_of_what_was_hardly_meant() {
+    let folder = folder();
+    write(folder.path(), "routes/demo.toml", &ROUTE.replace("1h", "10s").replace("1s", "2m"));
+    let ended = dormouse(folder.path(), &["check"]).await.code(DONE);
+    ended.complains("warning: routes/demo.toml: idle.after is 10s, but idle.min_awake");
+    fs::remove_file(folder.path().join("routes/demo.toml")).unwrap();
+    let empty = dormouse(folder.path(), &["check"]).await.code(DONE);
+    empty.complains("warning: routes: no routes").says("ok: 0 routes");
+}
+
+#[tokio::test]
+async fn check_reads_the_token_and_never_prints_it() {
+    let folder = folder();
+    write(folder.path(), "dormouse.toml", "[admin]\ntoken_file = \"token\"\n");
+    dormouse(folder.path(), &["check"]).await.code(USAGE).complains("token: cannot be read");
+    write(folder.path(), "token", "short-secret\n");
+    let ended = dormouse(folder.path(), &["check"]).await.code(USAGE);
+    ended.complains("token: the token has 12 characters");
+    assert!(!ended.err.contains("short-secret"), "{ended:?}");
+    write(folder.path(), "token", TOKEN);
+    let ended = dormouse(folder.path(), &["check"]).await.code(DONE);
+    assert!(!(ended.out + &ended.err).contains(TOKEN));
+}
+
+#[tokio::test]
+async fn explain_tells_what_a_url_gets_without_an_edge() {
+    let folder = folder();
+    for url in ["http://Alice.localhost:8080/a?b", "alice.localhost", "https://alice.localhost."] {
+        let ended = dormouse(folder.path(), &["explain", url]).await.code(DONE);
+        ended.says("session   alice.localhost\n").says("route     demo (routes/demo.toml)");
+        ended.says("captures  session = alice\n").says("engine    local (kind process)");
+        ended.says("sleeps    stopped after 1h without use").says("unknown: no edge answers");
+        assert!(!ended.out.contains("hunter2"), "{ended:?}");
+    }
+    let ended = dormouse(folder.path(), &["explain", "alice.localhost", "--json"]).await;
+    let data = ended.code(DONE).json();
+    assert_eq!(data["captures"]["session"], "alice");
+    assert_eq!(data["wake"]["timeout"], "30s");
+    assert!(data["live"].is_null() && data["live_error"].is_string(), "{data}");
+    assert!(!data.to_string().contains("hunter2"), "{data}");
+}
+
+#[tokio::test]
+async fn explain_says_what_is_wrong() {
+    let folder = folder();
+    let none = dormouse(folder.path(), &["explain", "http://alice.example/"]).await.code(UNKNOWN);
+    none.complains("no route of routes has the host alice.example")
+        .complains("{session}.localhost");
+    for wrong in ["http://", "/path", "http://-.localhost/", "two words"] {
+        dormouse(folder.path(), &["explain", wrong]).await.code(USAGE);
+    }
+    write(folder.path(), "routes/a.toml", "host = 1");
+    let broken = dormouse(folder.path(), &["explain", "alice.localhost"]).await.code(USAGE);
+    broken.complains("routes/a.toml:1:8: ");
+}
+
+#[tokio::test]
+async fn the_schema_is_the_committed_one() {
+    let folder = folder();
+    for (kind, file) in [("dormouse", "dormouse.schema.json"), ("route", "route.schema.json")] {
+        let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema").join(file);
+        let ended = dormouse(folder.path(), &["schema", kind]).await.code(DONE);
+        assert_eq!(ended.out, fs::read_to_string(committed).unwrap());
+    }
+    dormouse(folder.path(), &["schema", "other"]).await.code(USAGE);
+}
+
+#[tokio::test]
+async fn shells_complete_every_command() {
+    let folder = folder();
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = dormouse(folder.path(), &["completions", shell]).await.code(DONE);
+        ended.says("explain").says("sessions").says("paused");
+    }
+    dormouse(folder.path(), &["completions", "sh"]).await.code(USAGE);
+}
+
+#[tokio::test]
+async fn wrong_usage_is_told_apart_from_help() {
+    let folder = folder();
+    let help = dormouse(folder.path(), &["--help"]).await.code(DONE);
+    help.says("Exit codes:").says("3  the edge cannot be reached").says("Examples:");
+    for command in ["check", "explain", "sessions", "wake", "sleep", "reload"] {
+        let help = dormouse(folder.path(), &[command, "--help"]).await.code(DONE);
+        help.says("Examples:").says("--json");
+    }
+    let wrong: [&[&str]; 6] = [
+        &[],
+        &["wkae"],
+        &["wake"],
+        &["wake", "not a host"],
+        &["sleep", "alice.localhost", "--to", "deep"],
+        &["sessions", "--admin", "localhost"],
+    ];
+    for args in wrong {
+        let ended = dormouse(folder.path(), args).await.code(USAGE);
+        assert_eq!(ended.out, "", "{args:?}");
+        assert_ne!(ended.err, "", "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn without_an_edge_the_code_says_so() {
+    let folder = folder();
+    let commands: [&[&str]; 4] = [
+        &["sessions"],
+        &["wake", "alice.localhost"],
+        &["sleep", "alice.localhost"],
+        &["reload", "--json"],
+    ];
+    for args in commands {
+        let ended = dormouse(folder.path(), args).await.code(UNREACHABLE);
+        ended.complains("admin.sock cannot be reached").complains("`dormouse run`");
+        assert_eq!(ended.out, "", "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_reading_is_no_failure() {
+    let folder = folder();
+    let long: [&[&str]; 4] =
+        [&["completions", "bash"], &["schema", "route"], &["check"], &["explain", "a.localhost"]];
+    for args in long {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = command(folder.path(), args);
+        command.stdout(writer).stderr(Stdio::piped());
+        let ended = end_with_closed_stdout(command).await;
+        assert_eq!((ended.0, ended.1.as_str()), (DONE, ""), "{args:?}");
+    }
+}
+
+/// `Command::output` would open a pipe of its own.
+async fn end_with_closed_stdout(mut command: tokio::process::Command) -> (i32, String) {
+    let child = command.spawn().unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}

@@ -1,0 +1,7 @@
+//! The real binary as a child: what it prints where, and with which exit code it ends.
+
+#[path = "../admin_bed/mod.rs"]
+mod admin_bed;
+mod command;
+mod edge;
+mod files;

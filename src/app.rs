@@ -68,7 +68,10 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     if !upgrade {
         lock.take()?;
         lock::forget_handover(&handover);
-        config.listen.http.iter().try_for_each(can_listen)?;
+        config.listen.http.iter().try_for_each(|address| can_listen(*address, "listen.http"))?;
+        if let AdminAddress::Tcp(address) = config.listen.admin {
+            can_listen(address, "listen.admin")?;
+        }
     }
     let table = load_dir(&config.paths.routes, &config.engine_kinds()).map_err(Error::Routes)?;
     if table.is_empty() {
@@ -187,9 +190,9 @@ fn edge_service(
 }
 
 /// Pingora panics where it cannot listen; an operator wants a sentence.
-fn can_listen(address: &SocketAddr) -> anyhow::Result<()> {
+fn can_listen(address: SocketAddr, key: &str) -> anyhow::Result<()> {
     TcpListener::bind(address).map(drop).with_context(|| {
-        format!("cannot listen on {address}: is something else listening there? (listen.http)")
+        format!("cannot listen on {address}: is something else listening there? ({key})")
     })
 }
 

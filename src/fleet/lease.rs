@@ -32,6 +32,7 @@ const REACQUIRE_MAX: u32 = 3;
 pub struct Lease {
     pub(super) cell: Arc<Cell>,
     pub(super) generation: Generation,
+    asker: Asker,
     endpoint: Option<Endpoint>,
     hold: Option<Hold>,
     held: Option<Held>,
@@ -114,7 +115,7 @@ impl Lease {
             timeout: core.plan.policy.wake_timeout,
             _place: place,
         });
-        Ok(Self { cell: Arc::clone(cell), generation, endpoint, hold, held: None })
+        Ok(Self { cell: Arc::clone(cell), generation, asker, endpoint, hold, held: None })
     }
 
     /// Whose it is.
@@ -178,7 +179,7 @@ impl Lease {
     /// counting the wait from its beginning.
     fn take_again(&mut self) -> Result<(), HoldEnd> {
         let since = self.hold.as_ref().map(|hold| hold.since);
-        let mut again = Self::take(&self.cell, Asker::Client)
+        let mut again = Self::take(&self.cell, self.asker)
             .unwrap_or(Err(Refusal::Busy))
             .map_err(HoldEnd::Refused)?;
         if let (Some(hold), Some(since)) = (&mut again.hold, since) {

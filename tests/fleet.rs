@@ -1,0 +1,389 @@
+//! The fleet and its driver over a scripted engine, with a clock that only runs when all wait.
+#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use dormouse::{
+    engine::{Engine, EngineEvent, Error, Health, Instance, InstanceState, Life, Started},
+    fleet::{Fleet, HoldEnd, Limits, Phase, Refusal, Verdict},
+    session::{
+        Address, Depth, Failure, Generation, Plan, Policy, Probe, Rung, SessionId, Spec,
+        machine::Asker,
+    },
+};
+use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
+use tokio::{
+    sync::{Notify, broadcast},
+    time::{Instant, sleep},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Does what it is told, and fails the test when calls for one session overlap.
+#[derive(Debug)]
+struct Scripted {
+    start_takes: Mutex<Duration>,
+    failing: AtomicUsize,
+    panics: AtomicBool,
+    running: Mutex<HashMap<String, Life>>,
+    busy: Mutex<HashMap<String, &'static str>>,
+    starting: AtomicUsize,
+    starting_most: AtomicUsize,
+    starts: Mutex<Vec<String>>,
+    inspections: AtomicUsize,
+    sleeps: AtomicUsize,
+    /// Ready leases that are open, by session: told by the test, checked at every sleep.
+    leased: Mutex<HashMap<String, usize>>,
+    changed: broadcast::Sender<EngineEvent>,
+}
+
+impl Scripted {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            start_takes: Mutex::new(SECOND),
+            failing: AtomicUsize::new(0),
+            panics: AtomicBool::new(false),
+            running: Mutex::default(),
+            busy: Mutex::default(),
+            starting: AtomicUsize::new(0),
+            starting_most: AtomicUsize::new(0),
+            starts: Mutex::default(),
+            inspections: AtomicUsize::new(0),
+            sleeps: AtomicUsize::new(0),
+            leased: Mutex::default(),
+            changed: broadcast::channel(64).0,
+        })
+    }
+
+    fn begin(&self, id: &SessionId, call: &'static str) {
+        let other = self.busy.lock().unwrap().insert(id.host().to_owned(), call);
+        assert_eq!(other, None, "{call} of {id} began while another call was under way");
+    }
+
+    fn end(&self, id: &SessionId) {
+        self.busy.lock().unwrap().remove(id.host());
+    }
+
+    fn kill(&self, host: &str) {
+        self.running.lock().unwrap().remove(host);
+        self.changed.send(EngineEvent::Changed(SessionId::new(host))).unwrap();
+    }
+}
+
+#[async_trait]
+impl Engine for Scripted {
+    fn kind(&self) -> &'static str {
+        "process"
+    }
+
+    fn depths(&self) -> &'static [Depth] {
+        &[Depth::Stopped]
+    }
+
+    async fn start(&self, id: &SessionId, _: &Spec, g: Generation) -> Result<Started, Error> {
+        self.begin(id, "start");
+        self.starts.lock().unwrap().push(id.host().to_owned());
+        self.starting_most.fetch_max(self.starting.fetch_add(1, SeqCst) + 1, SeqCst);
+        let takes = *self.start_takes.lock().unwrap();
+        sleep(takes).await;
+        self.starting.fetch_sub(1, SeqCst);
+        self.end(id);
+        assert!(!self.panics.load(SeqCst), "the engine panics, as told");
+        if self.failing.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok() {
+            return Err(Error::Unreachable("down, as told".into()));
+        }
+        let life = Life::new(g.to_string());
+        let before = self.running.lock().unwrap().insert(id.host().to_owned(), life.clone());
+        assert_eq!(before, None, "two lives of {id}");
+        Ok(Started { address: Address::Unix("nowhere".into()), life })
+    }
+
+    async fn sleep(
+        &self,
+        id: &SessionId,
+        _: &Spec,
+        life: Option<&Life>,
+        _: Depth,
+    ) -> Result<(), Error> {
+        self.begin(id, "sleep");
+        self.sleeps.fetch_add(1, SeqCst);
+        {
+            let mut running = self.running.lock().unwrap();
+            if running.contains_key(id.host()) {
+                let leased = self.leased.lock().unwrap().get(id.host()).copied().unwrap_or(0);
+                assert_eq!(leased, 0, "{id} was put to sleep under a lease");
+            }
+            if life.is_none() || running.get(id.host()) == life {
+                running.remove(id.host());
+            }
+        }
+        sleep(SECOND / 10).await;
+        self.end(id);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn inspect(&self, id: &SessionId, _: &Spec) -> Result<Option<Instance>, Error> {
+        self.inspections.fetch_add(1, SeqCst);
+        let life = self.running.lock().unwrap().get(id.host()).cloned();
+        Ok(life.map(|life| Instance {
+            session: id.clone(),
+            generation: Generation(0),
+            life: Some(life),
+            state: InstanceState::Running(Health::Healthy),
+        }))
+    }
+
+    fn events(&self) -> BoxStream<'static, EngineEvent> {
+        let events = self.changed.subscribe();
+        stream::unfold(events, async |mut events| Some((events.recv().await.ok()?, events))).boxed()
+    }
+}
+
+fn plan() -> Plan {
+    Plan {
+        route: "route".into(),
+        engine: "engine".into(),
+        policy: Policy {
+            ladder: Arc::new([Rung { after: SECOND * 60, to: Depth::Stopped }]),
+            min_awake: Duration::ZERO,
+            wake_timeout: SECOND * 10,
+            held_max: 1000,
+        },
+        probe: Probe::Engine,
+        tls: None,
+        spec: Spec::default(),
+    }
+}
+
+async fn fleet(engine: &Arc<Scripted>, starts: usize, limits: Limits) -> Arc<Fleet> {
+    let port: Arc<dyn Engine> = engine.clone();
+    let fleet = Fleet::new([("engine".into(), port)], starts, limits, Box::new(|_| Some(plan())));
+    let adopted = Arc::new(Notify::new());
+    let told = Arc::clone(&adopted);
+    // Ends with the test's runtime.
+    drop(
+        tokio::runtime::Handle::current().spawn(Arc::clone(&fleet).run(move || told.notify_one())),
+    );
+    adopted.notified().await;
+    fleet
+}
+
+const LIMITS: Limits = Limits { held: 1000, sessions: 1000 };
+
+#[tokio::test(start_paused = true)]
+async fn starts_are_bounded_per_engine_and_come_in_the_order_of_their_requests() {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 2, LIMITS).await;
+    let hosts: Vec<_> = (0..10).map(|n| format!("{n}.test")).collect();
+    let holds = hosts.iter().map(|host| {
+        let mut lease = fleet.acquire(host, Asker::Client, plan).unwrap();
+        async move { lease.ready().await.map(drop) }
+    });
+    assert!(join_all(holds).await.iter().all(Result::is_ok));
+    assert_eq!(engine.starting_most.load(SeqCst), 2);
+    assert_eq!(*engine.starts.lock().unwrap(), hosts);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_that_is_dropped_frees_its_place_and_the_wake_goes_on() {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 8, Limits { held: 1, sessions: 10 }).await;
+    let held = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    let refused = fleet.acquire("b.test", Asker::Client, plan).unwrap_err();
+    assert_eq!(refused, Refusal::HeldFull);
+    drop(held);
+    let mut next = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    next.ready().await.unwrap();
+    assert_eq!(engine.starts.lock().unwrap().len(), 1, "the first one's wake went on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wake_that_times_out_is_stopped_only_when_the_engine_has_answered() {
+    let engine = Scripted::new();
+    *engine.start_takes.lock().unwrap() = SECOND * 40;
+    let fleet = fleet(&engine, 8, LIMITS).await;
+    let began = Instant::now();
+    let mut lease = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    let end = lease.ready().await.unwrap_err();
+    assert_eq!(end, HoldEnd::Failed(Failure::Timeout, Phase::Starting));
+    assert_eq!(began.elapsed(), SECOND * 10);
+    // The engine's own check fails the test if the calls overlap.
+    sleep(SECOND * 31).await;
+    assert_eq!(engine.sleeps.load(SeqCst), 1);
+    assert!(engine.running.lock().unwrap().is_empty(), "what came too late was cleaned up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_panics_is_a_failed_wake_and_the_next_one_may_succeed() {
+    let engine = Scripted::new();
+    engine.panics.store(true, SeqCst);
+    let fleet = fleet(&engine, 8, LIMITS).await;
+    let mut lease = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    assert!(matches!(lease.ready().await, Err(HoldEnd::Failed(Failure::EngineRefused, _))));
+    engine.panics.store(false, SeqCst);
+    sleep(SECOND * 2).await;
+    let mut lease = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    lease.ready().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_waits_out_the_cooldown_and_an_operator_does_not() {
+    let engine = Scripted::new();
+    engine.failing.store(1, SeqCst);
+    let fleet = fleet(&engine, 8, LIMITS).await;
+    let mut lease = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    assert!(matches!(lease.ready().await, Err(HoldEnd::Failed(Failure::EngineBusy, _))));
+    sleep(SECOND / 2).await;
+    let refused = fleet.acquire("a.test", Asker::Client, plan).unwrap_err();
+    assert!(matches!(refused, Refusal::CoolingDown(left) if left <= SECOND), "{refused:?}");
+    let mut lease = fleet.acquire("a.test", Asker::Operator, plan).unwrap();
+    lease.ready().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_fleet_forgets_who_sleeps_and_nobody_else() {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 8, Limits { held: 100, sessions: 2 }).await;
+    let mut awake = fleet.acquire("awake.test", Asker::Client, plan).unwrap();
+    awake.ready().await.unwrap();
+    let mut asleep = fleet.acquire("asleep.test", Asker::Client, plan).unwrap();
+    asleep.ready().await.unwrap();
+    let refused = fleet.acquire("c.test", Asker::Client, plan).unwrap_err();
+    assert_eq!(refused, Refusal::SessionsFull);
+    drop(asleep);
+    sleep(SECOND * 61).await;
+    let mut third = fleet.acquire("c.test", Asker::Client, plan).unwrap();
+    third.ready().await.unwrap();
+    let hosts: Vec<_> = fleet.sessions().into_iter().map(|session| session.host).collect();
+    assert_eq!(hosts, ["awake.test", "c.test"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_session_comes_back_with_a_higher_generation() {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 8, Limits { held: 100, sessions: 1 }).await;
+    let mut lease = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    let first = lease.ready().await.unwrap().generation;
+    drop(lease);
+    sleep(SECOND * 61).await;
+    drop(fleet.acquire("b.test", Asker::Client, plan).unwrap());
+    sleep(SECOND * 90).await;
+    let mut lease = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    assert!(first < lease.ready().await.unwrap().generation);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_suspect_an_instance_ask_the_engine_once() {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 8, LIMITS).await;
+    let mut leases = Vec::new();
+    for _ in 0..20 {
+        let mut lease = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+        lease.ready().await.unwrap();
+        leases.push(lease);
+    }
+    let before = engine.inspections.load(SeqCst);
+    let verdicts = join_all(leases.iter().map(|lease| fleet.suspect(lease))).await;
+    assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Runs));
+    assert_eq!(engine.inspections.load(SeqCst) - before, 1);
+
+    engine.running.lock().unwrap().clear();
+    sleep(SECOND * 2).await;
+    let verdicts = join_all(leases.iter().map(|lease| fleet.suspect(lease))).await;
+    assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Gone));
+    assert_eq!(engine.inspections.load(SeqCst) - before, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_death_is_noticed_by_the_engines_event_and_wakes_nobody() {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 8, LIMITS).await;
+    let mut lease = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    lease.ready().await.unwrap();
+    drop(lease);
+    engine.kill("a.test");
+    sleep(SECOND).await;
+    assert_eq!(fleet.session("a.test").unwrap().state, "asleep");
+    assert_eq!(engine.starts.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_another_process_serves_the_same_instances_nothing_is_put_to_sleep() {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 8, LIMITS).await;
+    fleet.set_may_sleep(false);
+    let mut lease = fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    lease.ready().await.unwrap();
+    drop(lease);
+    sleep(SECOND * 300).await;
+    assert_eq!(fleet.session("a.test").unwrap().state, "idle");
+    fleet.set_may_sleep(true);
+    sleep(SECOND * 2).await;
+    assert_eq!(fleet.session("a.test").unwrap().state, "asleep");
+}
+
+/// A storm of clients, failures and deaths. The engine itself fails the test when calls overlap,
+/// when two lives run, or when it is asked to stop one under a lease.
+#[tokio::test(start_paused = true)]
+async fn a_storm_breaks_no_promise_and_ends_in_the_dark() {
+    let seed = std::env::var("DORMOUSE_FLEET_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(rand_seed);
+    eprintln!("DORMOUSE_FLEET_SEED={seed}");
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 3, Limits { held: 20, sessions: 6 }).await;
+    let clients = (0..40).map(|n| client(Arc::clone(&fleet), Arc::clone(&engine), seed + n));
+    join_all(clients).await;
+    sleep(SECOND * 600).await;
+    assert!(engine.running.lock().unwrap().is_empty(), "something still runs");
+    assert!(fleet.sessions().iter().all(|session| session.state == "asleep"));
+}
+
+async fn client(fleet: Arc<Fleet>, engine: Arc<Scripted>, seed: u64) {
+    let mut random = Random(seed);
+    for _ in 0..60 {
+        sleep(Duration::from_millis(random.below(40_000))).await;
+        match random.below(20) {
+            0 => drop(engine.failing.fetch_add(1, SeqCst)),
+            1 => drop(fleet.sleep(&format!("{}.test", random.below(8)), None)),
+            _ => {}
+        }
+        let host = format!("{}.test", random.below(8));
+        let Ok(mut lease) = fleet.acquire(&host, Asker::Client, plan) else { continue };
+        let patience = Duration::from_millis(random.below(4_000));
+        if !matches!(tokio::time::timeout(patience, lease.ready()).await, Ok(Ok(_))) {
+            continue;
+        }
+        *engine.leased.lock().unwrap().entry(host.clone()).or_default() += 1;
+        sleep(Duration::from_millis(random.below(70_000))).await;
+        *engine.leased.lock().unwrap().get_mut(&host).unwrap() -= 1;
+    }
+}
+
+/// A linear congruential generator: all that a seed needs to be replayed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+fn rand_seed() -> u64 {
+    u64::from(
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos(),
+    )
+}

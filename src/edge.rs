@@ -15,6 +15,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use http::StatusCode;
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -277,6 +278,9 @@ impl ProxyHttp for Edge {
         answer: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if answer.status.is_informational() && answer.status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(());
+        }
         // From here on both sides may stream as slowly as they like.
         downstream.set_read_timeout(None);
         answer.insert_header("x-request-id", &ctx.id)?;

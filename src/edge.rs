@@ -308,6 +308,10 @@ impl ProxyHttp for Edge {
             _ => tracing::debug!(session, id, %error, "{}", answer.reason()),
         }
         let began = downstream.response_written().is_some();
+        // Pingora closes the connection after this, so the client must be told.
+        downstream.set_keepalive(None);
+        // It has its answer or gets it now: however slowly it takes it, nobody is kept awake for it.
+        ctx.lease = None;
         if !began && respond::send(downstream, answer, id).await.is_err() {
             ctx.answer = Some(Answer::ClientLeft);
         }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -74,7 +74,8 @@ impl Edge {
         self.child = Some(self.launch(arguments));
         self.wait_until("the edge serves", |edge| {
             edge.assert_lives();
-            edge.admin_status("/readyz") == Some(200)
+            // Ready means that everything is adopted; the listeners come a moment later.
+            edge.admin_status("/readyz") == Some(200) && TcpStream::connect(edge.http).is_ok()
         });
     }
 

@@ -1,6 +1,9 @@
 //! What others do to containers behind the edge's back.
 
+use tokio::task::JoinSet;
+
 use super::{Yard, demo};
+use crate::support::client;
 
 const SOON: &str = "[idle]\nafter = \"1s\"\nmin_awake = \"0s\"\n";
 
@@ -32,10 +35,12 @@ async fn a_container_that_dies_under_a_request_costs_that_request_alone() {
     yard.edge.announce("broken");
     yard.whoami("alice.test").await;
     let url = yard.edge.url("alice.test", "/slow?ms=60000");
-    let doomed = tokio::spawn(crate::support::client().get(url).send());
+    let mut doomed = JoinSet::new();
+    doomed.spawn(client().get(url).send());
     yard.edge.wait_state("alice.test", "awake");
     yard.docker(&["kill", &yard.name("alice.test")]);
-    let doomed = doomed.await.expect("it does not panic").expect("an answer");
+    let doomed = doomed.join_next().await.expect("one").expect("it does not panic");
+    let doomed = doomed.expect("an answer");
     assert_eq!(doomed.status(), 502);
     yard.whoami("alice.test").await;
     assert_eq!(yard.edge.starts("alice.test"), 2);

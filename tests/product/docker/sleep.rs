@@ -1,7 +1,7 @@
 //! How sessions fall asleep, how deep, and what wakes from there.
 
 use super::{Events, Yard, demo, hello};
-use crate::support::blocking;
+use crate::support::{blocking, client};
 
 const AT_ONCE: &str = "[idle]\nafter = \"300ms\"\nmin_awake = \"0s\"\n";
 
@@ -63,10 +63,8 @@ async fn the_command_line_wakes_and_puts_to_sleep() {
     assert!(woken["took"]["engine_ms"].as_f64().is_some_and(|took| 0.0 < took), "{woken}");
     assert_eq!(yard.status("alice.test"), "running");
 
-    let slow = tokio::spawn(
-        crate::support::client().get(yard.edge.url("alice.test", "/sse?every_ms=50")).send(),
-    );
-    let streaming = slow.await.expect("it does not panic").expect("an answer");
+    let stream = client().get(yard.edge.url("alice.test", "/sse?every_ms=50")).send();
+    let streaming = stream.await.expect("an answer");
     let refused = yard.cli(&["sleep", "alice.test", "--to", "removed"]);
     assert_eq!(refused.status.code(), Some(5), "a stream holds it awake");
     drop(streaming);
@@ -84,7 +82,7 @@ async fn requests_that_meet_a_sleep_are_all_answered() {
     let mut yard = Yard::new(&hello("[idle]\nafter = \"1ms\"\nmin_awake = \"0s\"\n"));
     yard.edge.wait_until("thirty requests met as many sleeps as they could", |edge| {
         let url = edge.url("alice.test", "/");
-        let answer = blocking(async { crate::support::client().get(url).send().await });
+        let answer = blocking(async { client().get(url).send().await });
         assert_eq!(answer.expect("an answer").status(), 200);
         10.0 <= edge.metric(&["dormouse_sleeps_total", "docker", "ok"])
     });

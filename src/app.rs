@@ -111,7 +111,8 @@ fn add_services(
     guard: Guard,
 ) {
     let ready = Arc::default();
-    let fleeting = Fleeting { fleet: Arc::clone(&fleet), ready: Arc::clone(&ready) };
+    let http = config.listen.http.clone();
+    let fleeting = Fleeting { fleet: Arc::clone(&fleet), http, ready: Arc::clone(&ready) };
     let mut fleeting = background_service("fleet", fleeting);
     fleeting.threads = Some(2);
     let adopted = server.add_service(fleeting);

@@ -76,8 +76,20 @@ pub struct DemoSession {
 
 /// Serves until the process is killed.
 pub async fn serve(demo: DemoSession) -> anyhow::Result<()> {
-    // As long as somebody listens for the signal, it has no other effect.
-    let _deaf = demo.ignore_term.then(|| signal(SignalKind::terminate())).transpose()?;
+    // As long as somebody listens for the signal, it has no other effect. As the first process of a
+    // container it has none in any case, so that its end is ours to see to.
+    let mut term = signal(SignalKind::terminate())?;
+    let ignores_term = demo.ignore_term;
+    tokio::select! {
+        served = listen(demo) => served,
+        _ = async {
+            term.recv().await;
+            if ignores_term { std::future::pending().await }
+        } => Ok(()),
+    }
+}
+
+async fn listen(demo: DemoSession) -> anyhow::Result<()> {
     if let Some(wait) = demo.listen_after {
         tokio::time::sleep(wait).await;
     }

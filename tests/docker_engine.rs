@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod contract;
 #[path = "support/dockerd.rs"]
 mod dockerd;
 
@@ -14,6 +15,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -326,6 +328,36 @@ async fn edited_route_takes_effect_at_the_next_start_and_not_under_a_running_ins
     bench.start(&alice, &edited, G2).await;
     assert_eq!(bench.field(&bench.name(&alice), ".HostConfig.PidsLimit"), 77);
     assert_eq!(bench.look(&alice, &edited).await.unwrap().generation, G2);
+}
+
+// ## The contract
+
+#[tokio::test]
+async fn the_contract() {
+    let bench = Bench::new("contract");
+    let engine = Arc::new(engine(bench.rig.endpoint(), bench.owner));
+    contract::run(engine, |_| spec()).await;
+    let left = bench.engine.list().await.unwrap();
+    assert!(left.iter().all(|instance| matches!(instance.state, InstanceState::Asleep(_))));
+}
+
+#[tokio::test]
+async fn the_contract_for_an_instance_that_hangs() {
+    let bench = Bench::new("contract-hang");
+    let engine = Arc::new(engine(bench.rig.endpoint(), bench.owner));
+    let script = "trap '' TERM; busybox httpd -p {address} -h /www; while true; do sleep 1; done";
+    contract::hang(engine, |_| shell(script)).await;
+}
+
+#[tokio::test]
+async fn the_contract_for_an_instance_that_dies() {
+    let bench = Bench::new("contract-death");
+    let engine = Arc::new(engine(bench.rig.endpoint(), bench.owner));
+    let kill = async |started: Started| {
+        let (container, _) = started.life.as_str().split_once('@').unwrap();
+        bench.rig.docker(&["kill", container]);
+    };
+    contract::death(engine, |_| spec(), kill).await;
 }
 
 // ## Refusals

@@ -1,8 +1,12 @@
 //! What runs beside the edge, each in a runtime of Pingora's.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -10,7 +14,7 @@ use pingora::{
     server::ShutdownWatch,
     services::{ServiceReadyNotifier, background::BackgroundService},
 };
-use tokio::signal::unix::SignalKind;
+use tokio::{net::TcpStream, signal::unix::SignalKind, sync::Notify};
 
 use super::{reload::Reloader, signals};
 use crate::{
@@ -19,20 +23,36 @@ use crate::{
     fleet::Fleet,
 };
 
+/// How soon a listener that is not open yet is tried again.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// Adopts what runs, lets the edge begin, and keeps the fleet's clock.
 pub(super) struct Fleeting {
     pub(super) fleet: Arc<Fleet>,
+    /// Where the edge will listen.
+    pub(super) http: Vec<SocketAddr>,
     pub(super) ready: Arc<AtomicBool>,
 }
 
 #[async_trait]
 impl BackgroundService for Fleeting {
     async fn start_with_ready_notifier(&self, _: ShutdownWatch, adopted: ServiceReadyNotifier) {
-        let began = || {
-            self.ready.store(true, Ordering::Release);
+        let begun = Notify::new();
+        let run = Arc::clone(&self.fleet).run(|| {
             adopted.notify_ready();
+            begun.notify_one();
+        });
+        let tell = async {
+            begun.notified().await;
+            for address in &self.http {
+                // The edge opens its listeners once it is told that all is adopted.
+                while TcpStream::connect(address).await.is_err() {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+            }
+            self.ready.store(true, Ordering::Release);
         };
-        Arc::clone(&self.fleet).run(began).await;
+        tokio::join!(run, tell);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{EnginePort, Fleet};
+use super::{EnginePort, Fleet, cell::Placed};
 use crate::{
     engine::{Instance, InstanceState},
     session::{Depth, Event, SessionId, Spec},
@@ -61,12 +61,17 @@ impl Fleet {
             tracing::warn!(session = host, "not adopted: limits.sessions is reached");
             return;
         };
-        if matches!(instance.state, InstanceState::Running(_)) {
+        // Also where nothing changes: the ladder's next step gets its timer.
+        self.apply(&cell, "adopted", |core, now, out| match instance.state {
             // A start returns what runs as it is; then the probe says whether it is ready.
-            self.apply(&cell, "adopted", |core, now, out| {
-                core.machine.handle(Event::Found, now, out);
-            });
-        }
+            InstanceState::Running(_) => core.machine.handle(Event::Found, now, out),
+            // What sleeps with its memory was ready once.
+            InstanceState::Asleep(depth) if depth < Depth::Stopped => {
+                let plan = Arc::clone(&core.plan);
+                core.placed = Some(Placed { plan, life: instance.life, ready: true });
+            }
+            InstanceState::Asleep(_) => {}
+        });
     }
 
     /// No route wants it on this engine: it sleeps.

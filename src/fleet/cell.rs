@@ -64,6 +64,8 @@ pub(super) struct Core {
 pub(super) struct Placed {
     pub(super) plan: Arc<Plan>,
     pub(super) life: Option<Life>,
+    /// Whether this life has answered its probe.
+    pub(super) ready: bool,
 }
 
 /// One transition.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     engine::{self, Started},
     metrics::METRICS,
-    session::{Depth, Effect, Endpoint, Event, Failure, Generation, Plan},
+    session::{Depth, Effect, Endpoint, Event, Failure, Generation, Plan, Probe},
 };
 
 /// An engine call that has not come back by then has failed; engines have limits of their own,
@@ -26,7 +26,7 @@ const CALL_MAX: Duration = Duration::from_secs(300);
 /// Begins a wake. Called under the session's lock, so that calls keep the machine's order.
 pub(super) fn start(fleet: &Fleet, cell: &Arc<Cell>, core: &mut Core, generation: Generation) {
     let plan = Arc::clone(&core.plan);
-    let before = core.placed.replace(Placed { plan: Arc::clone(&plan), life: None });
+    let before = core.placed.replace(Placed { plan: Arc::clone(&plan), life: None, ready: false });
     core.wake = CancellationToken::new();
     let (done, tail) = oneshot::channel();
     let wake = Wake {
@@ -34,7 +34,7 @@ pub(super) fn start(fleet: &Fleet, cell: &Arc<Cell>, core: &mut Core, generation
         generation,
         plan,
         cancel: core.wake.clone(),
-        moved_from: before.filter(|before| before.plan.engine != core.plan.engine),
+        before,
         turn: core.tail.replace(tail),
     };
     cell.set_phase(Phase::Queued);
@@ -76,7 +76,8 @@ pub(super) fn stop(
 async fn sleep(cell: &Arc<Cell>, to: Depth) -> Result<(), engine::Error> {
     let placed = {
         let core = cell.lock();
-        core.placed.clone().unwrap_or_else(|| Placed { plan: Arc::clone(&core.plan), life: None })
+        let nothing = || Placed { plan: Arc::clone(&core.plan), life: None, ready: false };
+        core.placed.clone().unwrap_or_else(nothing)
     };
     put_to_sleep(cell, &placed, to).await
 }
@@ -96,8 +97,8 @@ struct Wake {
     generation: Generation,
     plan: Arc<Plan>,
     cancel: CancellationToken,
-    /// What an edited route left behind on another engine.
-    moved_from: Option<Placed>,
+    /// What was started last.
+    before: Option<Placed>,
     /// Ends when the call before has ended.
     turn: Option<oneshot::Receiver<()>>,
 }
@@ -132,7 +133,9 @@ impl Wake {
         times.queued = began.elapsed();
         self.cell.set_phase(Phase::Starting);
         let called = Instant::now();
-        if let Some(old) = &self.moved_from
+        // An edited route leaves it behind on another engine.
+        let elsewhere = |old: &&Placed| old.plan.engine != self.plan.engine;
+        if let Some(old) = self.before.as_ref().filter(elsewhere)
             && let Err(error) = put_to_sleep(&self.cell, old, Depth::Stopped).await
         {
             return Some(Err(error));
@@ -142,7 +145,8 @@ impl Wake {
         times.engine = called.elapsed();
         if let Ok(started) = &started {
             let life = Some(started.life.clone());
-            self.cell.lock().placed = Some(Placed { plan: Arc::clone(&self.plan), life });
+            let (plan, ready) = (Arc::clone(&self.plan), self.resumes(started));
+            self.cell.lock().placed = Some(Placed { plan, life, ready });
         }
         Some(started)
     }
@@ -151,7 +155,13 @@ impl Wake {
         self.cell.set_phase(Phase::GettingReady);
         outside::look_again(&self.cell);
         let began = Instant::now();
-        let ready = probe::ready(&self.cell, &self.plan, &started.address);
+        let probe = match &self.plan.probe {
+            // An engine may forget the health of what it pauses until its next check, which can be
+            // half a minute away: Docker does.
+            Probe::Engine if self.resumes(started) => &Probe::Tcp,
+            probe => probe,
+        };
+        let ready = probe::ready(&self.cell, &self.plan, probe, &started.address);
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => return "cancelled",
@@ -167,6 +177,9 @@ impl Wake {
         let endpoint = Endpoint { generation, address: started.address.clone() };
         self.cell.fleet.apply(&self.cell, "ready", |core, now, out| {
             core.last_error = None;
+            if let Some(placed) = &mut core.placed {
+                placed.ready = true;
+            }
             core.machine.handle(Event::Started(endpoint), now, out);
             for effect in &*out {
                 if let Effect::Open(endpoint) = effect {
@@ -176,6 +189,12 @@ impl Wake {
             }
         });
         "ok"
+    }
+
+    /// Whether this is a life that was ready before, and only lay still.
+    fn resumes(&self, started: &Started) -> bool {
+        let before = self.before.as_ref().filter(|before| before.ready);
+        before.is_some_and(|before| before.life.as_ref() == Some(&started.life))
     }
 
     fn failed(&self, error: &engine::Error) -> &'static str {

@@ -22,10 +22,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// One attempt: an instance that accepts and then says nothing is asked again after this.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
-/// Returns once the instance is ready. Whoever waits sets the limit.
-pub(super) async fn ready(cell: &Arc<Cell>, plan: &Plan, address: &Address) {
+/// Returns once the instance is ready as `probe` says. Whoever waits sets the limit.
+pub(super) async fn ready(cell: &Arc<Cell>, plan: &Plan, probe: &Probe, address: &Address) {
     let mut pause = PAUSE_FIRST;
-    while !matches!(timeout(ATTEMPT_MAX, attempt(cell, plan, address)).await, Ok(true)) {
+    while !matches!(timeout(ATTEMPT_MAX, attempt(cell, plan, probe, address)).await, Ok(true)) {
         tokio::select! {
             () = sleep(pause) => {}
             () = cell.changed.notified() => {}
@@ -34,8 +34,8 @@ pub(super) async fn ready(cell: &Arc<Cell>, plan: &Plan, address: &Address) {
     }
 }
 
-async fn attempt(cell: &Arc<Cell>, plan: &Plan, address: &Address) -> bool {
-    match &plan.probe {
+async fn attempt(cell: &Arc<Cell>, plan: &Plan, probe: &Probe, address: &Address) -> bool {
+    match probe {
         Probe::Tcp => connect(address).await.is_ok(),
         Probe::Http { path, status } => match get(cell, plan, address, path).await {
             Ok(answer) => status.map_or(answer < 500, |wanted| answer == wanted),

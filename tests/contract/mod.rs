@@ -65,12 +65,13 @@ where
         for events in [&mut first, &mut second] {
             loop {
                 match events.next().await.expect("events have no end") {
-                    EngineEvent::Changed(who) if who == session => {
+                    EngineEvent::Changed(who) if who != session => {}
+                    // Who begins to listen late is told to look at everything.
+                    EngineEvent::Changed(_) | EngineEvent::Resync => {
                         if !bed.runs(&session).await {
                             break;
                         }
                     }
-                    EngineEvent::Changed(_) | EngineEvent::Resync => {}
                 }
             }
         }

@@ -3,6 +3,10 @@
 //! Every test has an edge of its own in a folder of its own. A WARN or ERROR in the edge's log
 //! that the test did not announce fails it.
 
+mod docker;
+#[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+#[path = "../support/dockerd.rs"]
+mod dockerd;
 mod hold;
 mod streams;
 mod support;

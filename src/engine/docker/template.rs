@@ -25,6 +25,8 @@ pub(super) const GENERATION: &str = "dormouse.generation";
 /// Label: of the template that it was made from.
 pub(super) const FINGERPRINT: &str = "dormouse.spec";
 
+/// What every engine tells an instance.
+const SESSION_VARIABLE: &str = "DORMOUSE_SESSION";
 /// The port that an instance listens on when its route names none.
 const PORT: u16 = 8080;
 /// A container's name, which is also one DNS name, is no longer.
@@ -83,12 +85,12 @@ impl Template<'_> {
             (GENERATION, self.generation.to_string()),
             (FINGERPRINT, self.fingerprint()),
         ];
-        let env = spec.env.iter().map(|(key, value)| format!("{key}={}", self.filled(value)));
+        let env = self.environment();
         let command: Vec<_> = spec.command.iter().map(|word| self.filled(word)).collect();
         Ok(ContainerCreateBody {
             image: Some(image),
             cmd: (!command.is_empty()).then_some(command),
-            env: Some(env.collect()),
+            env: Some(env),
             user: spec.docker.user.clone(),
             exposed_ports: spec.docker.publish.as_ref().map(|_| vec![exposed.clone()]),
             // For those who stop it by other means: `docker stop`, a daemon that ends.
@@ -97,6 +99,15 @@ impl Template<'_> {
             host_config: Some(self.host_config(exposed)?),
             ..Default::default()
         })
+    }
+
+    /// The route's, and whose instance it is. Not the generation: a container has several lives.
+    fn environment(&self) -> Vec<String> {
+        let own = (!self.spec.env.contains_key(SESSION_VARIABLE))
+            .then(|| format!("{SESSION_VARIABLE}={}", self.session.host()));
+        let of_route = self.spec.env.iter();
+        let of_route = of_route.map(|(key, value)| format!("{key}={}", self.filled(value)));
+        of_route.chain(own).collect()
     }
 
     fn host_config(&self, exposed: String) -> Result<HostConfig, Error> {

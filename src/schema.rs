@@ -1,8 +1,12 @@
 //! JSON Schemas of our two kinds of file, made from the types that read them, so that editors can
 //! complete and validate. Committed under `schema/`; `tests/config.rs` fails when they are stale.
 
+mod reference;
+
 use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::Value;
+
+pub use reference::reference;
 
 use crate::{config::file::ConfigFile, route::file::RouteFile};
 

@@ -7,7 +7,7 @@ use std::{fs, path::Path, time::Duration};
 use dormouse::{
     config::{AdminAddress, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig},
     route::{EngineKind, RouteError, load_dir},
-    schema::SchemaFile,
+    schema::{SchemaFile, reference},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -225,6 +225,22 @@ fn the_committed_schemas_are_those_of_the_types() {
         }
         let committed = fs::read_to_string(&file).unwrap();
         assert!(committed == schema.text(), "stale: {}; set DORMOUSE_BLESS=1", file.display());
+    }
+}
+
+/// `DORMOUSE_BLESS=1 cargo test --test config` writes it anew.
+#[test]
+fn the_committed_reference_is_that_of_the_types() {
+    if std::env::var_os("DORMOUSE_BLESS").is_some() {
+        fs::write("docs/reference.md", reference()).unwrap();
+    }
+    let committed = fs::read_to_string("docs/reference.md").unwrap();
+    assert!(committed == reference(), "stale: docs/reference.md; set DORMOUSE_BLESS=1");
+    for key in ["limits", "timeouts", "engines.NAME", "instance.docker", "upstream"] {
+        assert!(committed.contains(&format!("### `[{key}]`")), "{key}");
+    }
+    for key in ["host", "held", "tls_ca", "sleep { to }", "tls { verify }", "set_headers"] {
+        assert!(committed.contains(&format!("| `{key}` |")), "{key}");
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) struct AdminTable {
 pub(crate) struct PathsTable {
     /// The folder of the route files.
     pub(crate) routes: PathBuf,
-    /// The folder of the certificates.
+    /// The folder of the certificates. Not read yet: the edge does not speak TLS to clients so far.
     pub(crate) certs: PathBuf,
     /// The folder of what Dormouse itself keeps: sockets, the logs of processes, their marks.
     pub(crate) state: PathBuf,
@@ -82,7 +82,7 @@ pub struct Limits {
     /// The most starts at once, per engine; the next one waits.
     #[schemars(range(min = 1))]
     pub starts: u32,
-    /// The most connections from clients; the next one waits to be accepted.
+    /// The most connections from clients; the next one is closed at once.
     #[schemars(range(min = 1))]
     pub connections: u32,
     /// The most sessions kept in memory; those long asleep are forgotten first.

@@ -62,6 +62,7 @@ pub(crate) struct InstanceTable {
     /// Environment variables. The engine fills in `{address}`, `{host}` and `{port}` here too.
     pub(crate) env: BTreeMap<String, Secret>,
     /// The port that the instance listens on, where it has an address of its own (Docker).
+    /// Default: 8080.
     #[schemars(range(min = 1))]
     pub(crate) port: Option<u16>,
     /// The most memory: `"512MiB"`, `"2GiB"`. Default: no limit.

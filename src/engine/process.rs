@@ -220,10 +220,10 @@ impl Shared {
         generation: Generation,
         slot: &mut Slot,
     ) -> Result<Started, Error> {
-        match motion {
-            Motion::Stopped if record.paused => signal::resume(record.leader, &record.strays)?,
-            Motion::Stopped => self.target(&record.session(), Some(record.leader)).resume().await?,
-            Motion::Moves => {}
+        if record.paused {
+            signal::resume(record.leader, &record.strays)?;
+        } else if motion == Motion::Stopped {
+            self.target(&record.session(), Some(record.leader)).resume().await?;
         }
         record.generation = record.generation.max(generation.0);
         record.paused = false;

@@ -29,6 +29,8 @@ pub(super) struct ProcessId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Motion {
     Moves,
+    /// Inside the kernel, deaf for now: for instance in `vfork`, until its child has made its exec.
+    Stuck,
     /// By SIGSTOP or one of its kind.
     Stopped,
 }
@@ -51,6 +53,7 @@ fn motion(stat: &Stat) -> Option<Motion> {
     match stat.state {
         'Z' | 'X' | 'x' => None,
         'T' => Some(Motion::Stopped),
+        'D' => Some(Motion::Stuck),
         _ => Some(Motion::Moves),
     }
 }

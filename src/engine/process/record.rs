@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use super::family::{Motion, ProcessId};
 use crate::{
     engine::{Health, Instance, InstanceState, Life},
-    session::{Address, Generation, SessionId, Spec},
+    session::{Address, Depth, Generation, SessionId, Spec},
 };
 
 /// Longer names, and those that could mean something to a file system, are hashed.
@@ -105,8 +105,9 @@ impl Record {
 
     pub(super) fn instance(&self, boot: &str) -> Option<Instance> {
         let state = match self.motion(boot)? {
-            Motion::Moves => InstanceState::Running(Health::Unchecked),
-            Motion::Stopped => InstanceState::Asleep(crate::session::Depth::Paused),
+            Motion::Stuck if self.paused => InstanceState::Asleep(Depth::Paused),
+            Motion::Moves | Motion::Stuck => InstanceState::Running(Health::Unchecked),
+            Motion::Stopped => InstanceState::Asleep(Depth::Paused),
         };
         Some(Instance {
             session: self.session(),

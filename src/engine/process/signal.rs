@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::family::{Family, Motion, ProcessId};
+use super::family::{Family, Member, Motion, ProcessId};
 use crate::engine::Error;
 
 /// How long killed or stopped processes may take to be so; only one stuck in the kernel does.
@@ -74,7 +74,14 @@ impl Target {
         let mut wait = Duration::from_millis(1);
         while Instant::now() < deadline {
             let family = self.family(&known).await?;
-            if family.members.iter().all(|member| member.motion == Motion::Stopped) {
+            // What is stuck stops before it runs again, once it was told to. It may be stuck for as
+            // long as the rest lies stopped: a parent in `vfork` waits for its child.
+            let lies = |member: &Member| match member.motion {
+                Motion::Stopped => true,
+                Motion::Stuck => known.contains(&member.id),
+                Motion::Moves => false,
+            };
+            if family.members.iter().all(lies) {
                 return Ok(family.strays().collect());
             }
             known = family.ids().collect();

@@ -281,9 +281,10 @@ async fn a_request_must_name_exactly_one_host() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_navigates_gets_a_page_and_who_does_not_a_problem() {
+    type Headers<'h> = &'h [(&'h str, &'h str)];
     let edge = Setup::new().route("demo", &witnessed("", "")).start();
     let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
-    let cases: [(&str, &[(&str, &str)], bool); 9] = [
+    let cases: [(&str, Headers, bool); 9] = [
         ("GET", &[("sec-fetch-mode", "navigate"), ("accept", browser)], true),
         ("GET", &[("sec-fetch-mode", "navigate"), ("accept", "*/*")], true),
         ("GET", &[("accept", browser)], true),

@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use super::{Made, Yard, demo, demo_image, hello};
+use super::{Made, Yard, demo, demo_image};
 use crate::{
     dockerd::{self, IMAGE},
-    support::{DORMOUSE, Setup, client},
+    support::DORMOUSE,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,12 +122,4 @@ fn the_compose_file_brings_up_an_edge_and_its_sessions() {
     let ran = Command::new(script).arg(DORMOUSE).output().expect("it runs");
     let said = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success(), "{said}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_default_endpoint_is_not_needed_by_who_does_not_use_it() {
-    let _unused = hello("");
-    let edge = Setup::new().route("demo", &crate::support::witnessed("", "")).start();
-    let answer = client().get(edge.url("alice.test", "/whoami")).send().await.expect("an answer");
-    assert_eq!(answer.status(), 200);
 }

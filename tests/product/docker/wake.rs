@@ -155,14 +155,15 @@ async fn an_address_that_moves_to_another_session_leads_no_request_astray() {
     let subnet = format!("10.215.{}.0/30", std::process::id() % 250);
     let create = ["network", "create", "--subnet", &subnet, &network];
     let network_made = Made::by(rig, &create, &["network", "rm", &network]);
-    let mut yard = Yard::new(&demo(&format!("network = \"{network}\"\n"), ""));
+    let route = demo(&format!("network = \"{network}\"\n"), "");
+    let mut yard = Yard::with(rig, "[timeouts]\nupstream_idle = \"5m\"\n", &[("demo", &route)]);
     let mut addresses = Vec::new();
     for host in ["alice.test", "bob.test", "alice.test", "bob.test"] {
-        // The second request goes over a connection that is kept.
-        yard.whoami(host).await;
         yard.whoami(host).await;
         addresses.push(yard.edge.session(host)["address"].clone());
-        yard.put_to_sleep(host, "stopped");
+        // Cut off, it cannot close the connection that is kept to it.
+        yard.docker(&["network", "disconnect", "--force", &network, &yard.name(host)]);
+        yard.put_to_sleep(host, "removed");
     }
     assert!(addresses.windows(2).all(|pair| pair[0] == pair[1]), "{addresses:?}");
     drop(yard);

@@ -1,7 +1,7 @@
 //! The fleet: every session, the leases on it, and the driver that carries out what its machine
 //! decides. Requests wait, the driver works: no request performs, owns or can strand a wake.
 //!
-//! [`Fleet::apply`] is the only function that runs a machine. It must not know route files or
+//! `Fleet::apply` is the only function that runs a machine. It must not know route files or
 //! HTTP: a [`Planner`] tells it what a host is made of.
 
 mod adopt;

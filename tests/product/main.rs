@@ -3,5 +3,8 @@
 //! Every test has an edge of its own in a folder of its own. A WARN or ERROR in the edge's log
 //! that the test did not announce fails it.
 
+mod life;
+mod routes;
+mod signals;
 mod support;
 mod wake;

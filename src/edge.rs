@@ -15,6 +15,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use http::StatusCode;
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -281,6 +282,9 @@ impl ProxyHttp for Edge {
         answer: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if answer.status.is_informational() && answer.status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(());
+        }
         // From here on both sides may stream as slowly as they like.
         downstream.set_read_timeout(None);
         answer.insert_header("x-request-id", &ctx.id)?;
@@ -308,6 +312,10 @@ impl ProxyHttp for Edge {
             _ => tracing::debug!(session, id, %error, "{}", answer.reason()),
         }
         let began = downstream.response_written().is_some();
+        // Pingora closes the connection after this, so the client must be told.
+        downstream.set_keepalive(None);
+        // It has its answer or gets it now: however slowly it takes it, nobody is kept awake for it.
+        ctx.lease = None;
         if !began && respond::send(downstream, answer, id).await.is_err() {
             ctx.answer = Some(Answer::ClientLeft);
         }

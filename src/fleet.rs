@@ -308,7 +308,10 @@ impl Fleet {
             // `driver::start` opens the gate itself, with the times of the wake.
             Effect::Open(_) => {}
             Effect::Fail(generation, failure) => {
-                cell.gate.send_replace(Gate { generation, outcome: Outcome::Failed(failure) });
+                let phase = cell.phase();
+                core.note(failure, phase);
+                cell.gate
+                    .send_replace(Gate { generation, outcome: Outcome::Failed(failure, phase) });
             }
         }
     }

@@ -6,11 +6,16 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use pingora::{Result, http::ResponseHeader, proxy::Session as Downstream};
 use serde_json::json;
+use tokio::time::timeout;
 
 use crate::{
     fleet::{HoldEnd, Phase, Refusal},
     session::Failure,
 };
+
+/// How long a body that nobody wants is taken in all, and how long each read of it may take.
+const LINGER_MAX: Duration = Duration::from_secs(30);
+const LINGER_READ_MAX: Duration = Duration::from_secs(5);
 
 /// How a request ended without, or before, an answer of the instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,8 +192,21 @@ pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) 
     downstream.write_response_header(Box::new(header), head_only).await?;
     if !head_only {
         downstream.write_response_body(Some(Bytes::from(body)), true).await?;
+        linger(downstream).await;
     }
     Ok(())
+}
+
+/// Closing a connection with bytes unread resets it, and a client that still sends its body would
+/// lose the answer: the rest is taken and thrown away. HTTP/2 ends the stream alone.
+async fn linger(downstream: &mut Downstream) {
+    if downstream.is_http2() || downstream.as_downstream_mut().is_body_done() {
+        return;
+    }
+    downstream.set_read_timeout(Some(LINGER_READ_MAX));
+    let rest = async { while let Ok(Some(_)) = downstream.read_request_body().await {} };
+    // Either way it is closed now.
+    let _ = timeout(LINGER_MAX, rest).await;
 }
 
 /// Whether a person navigates: told by intent, never by user agent.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Fleet, gate::Gate};
 use crate::{
     engine::Life,
-    session::{Generation, Plan, SessionId, machine::Session},
+    session::{Failure, Generation, Plan, SessionId, machine::Session},
 };
 
 /// Transitions remembered for one session.
@@ -50,7 +50,7 @@ pub(super) struct Core {
     pub(super) tail: Option<oneshot::Receiver<()>>,
     /// Ends the wake that is under way.
     pub(super) wake: CancellationToken,
-    /// The engine's last complaint, for the operator.
+    /// Why the last wake or sleep failed, for the operator.
     pub(super) last_error: Option<String>,
     pub(super) history: VecDeque<Moment>,
     /// The engine reported a change while it was busy with this session: look when it is done.
@@ -158,6 +158,22 @@ impl Cell {
 }
 
 impl Core {
+    /// Keeps for the operator how a wake failed, where the engine itself had nothing to complain of.
+    pub(super) fn note(&mut self, failure: Failure, phase: Phase) {
+        let noted = match failure {
+            Failure::Died => "the instance ended before it was ready: see its log".to_owned(),
+            Failure::Timeout => {
+                format!("not ready within wake.timeout: it was {}", phase.as_str())
+            }
+            Failure::EngineRefused
+            | Failure::EngineBusy
+            | Failure::StopFailing
+            | Failure::PutToSleep
+            | Failure::Retired => return,
+        };
+        self.last_error = Some(noted);
+    }
+
     pub(super) fn remember(&mut self, moment: Moment) {
         if HISTORY_MAX <= self.history.len() {
             self.history.pop_front();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::Phase;
 use crate::session::{Endpoint, Failure, Generation};
 
 /// How long the parts of one wake took.
@@ -24,8 +25,8 @@ pub(super) enum Outcome {
     Shut,
     /// It is ready.
     Open(Endpoint, WakeTimes),
-    /// It will not come.
-    Failed(Failure),
+    /// It will not come; what the session was busy with when that was known.
+    Failed(Failure, Phase),
 }
 
 /// A generation and what became of it.
@@ -41,7 +42,7 @@ pub(super) enum Passed {
     /// The awaited generation is ready.
     Open(Endpoint, WakeTimes),
     /// The awaited generation will not come.
-    Failed(Failure),
+    Failed(Failure, Phase),
     /// The gate has moved on: the lease is for a life that is over.
     Over,
 }
@@ -58,7 +59,7 @@ impl Gate {
         match gate.wait_for(settled).await {
             Ok(gate) if gate.generation == generation => match &gate.outcome {
                 Outcome::Open(endpoint, times) => Passed::Open(endpoint.clone(), *times),
-                Outcome::Failed(failure) => Passed::Failed(*failure),
+                Outcome::Failed(failure, phase) => Passed::Failed(*failure, *phase),
                 Outcome::Shut => Passed::Over,
             },
             Ok(_) | Err(_) => Passed::Over,

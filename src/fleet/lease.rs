@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use tokio::sync::watch;
 
 use super::{
@@ -159,13 +160,19 @@ impl Lease {
             let Some(hold) = &mut self.hold else { break };
             let end = tokio::time::Instant::from_std(hold.since) + hold.timeout;
             let pass = Gate::pass(&mut hold.gate, self.generation);
-            match tokio::time::timeout_at(end, pass).await {
-                Ok(Passed::Open(endpoint, wake)) => self.opened(endpoint, wake),
-                Ok(Passed::Failed(failure)) => {
-                    return Err(HoldEnd::Failed(failure, self.cell.phase()));
+            let passed = match tokio::time::timeout_at(end, pass).await {
+                Ok(passed) => passed,
+                Err(_) => {
+                    let phase = self.cell.phase();
+                    // The wake ends by the same clock, and its cleaning up is another phase.
+                    let pass = Gate::pass(&mut hold.gate, self.generation);
+                    pass.now_or_never().ok_or(HoldEnd::TimedOut(phase))?
                 }
-                Ok(Passed::Over) => self.take_again()?,
-                Err(_) => return Err(HoldEnd::TimedOut(self.cell.phase())),
+            };
+            match passed {
+                Passed::Open(endpoint, wake) => self.opened(endpoint, wake),
+                Passed::Failed(failure, phase) => return Err(HoldEnd::Failed(failure, phase)),
+                Passed::Over => self.take_again()?,
             }
         }
         Err(HoldEnd::Refused(Refusal::Busy))

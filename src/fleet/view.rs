@@ -40,7 +40,7 @@ pub struct SessionView {
     /// Milliseconds until a client may wake it, after a failed wake.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cooldown_ms: Option<u64>,
-    /// The engine's last complaint.
+    /// Why its last wake or sleep failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// Its route is gone: it sleeps once nobody uses it.

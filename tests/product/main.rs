@@ -6,5 +6,7 @@
 mod life;
 mod routes;
 mod signals;
+mod hold;
+mod streams;
 mod support;
 mod wake;

@@ -74,7 +74,7 @@ impl Edge {
         self.child = Some(self.launch(arguments));
         self.wait_until("the edge serves", |edge| {
             edge.assert_lives();
-            edge.admin_status("/readyz") == Some(200)
+            edge.admin_status("/readyz") == Some(200) && edge.listens()
         });
     }
 
@@ -189,6 +189,14 @@ impl Edge {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
         let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
         kib * 1024
+    }
+
+    fn listens(&self) -> bool {
+        let sockets = procfs::net::tcp().expect("/proc/net/tcp");
+        let listens = |s: &procfs::net::TcpNetEntry| {
+            s.local_address == self.http && s.state == procfs::net::TcpState::Listen
+        };
+        sockets.iter().any(listens)
     }
 
     fn admin_status(&self, path: &str) -> Option<u16> {

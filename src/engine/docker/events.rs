@@ -86,7 +86,8 @@ pub(super) fn stream(
     owner: String,
     watched: Arc<Watched>,
 ) -> BoxStream<'static, EngineEvent> {
-    let feed = Feed { client, owner, watched, backoff: BACKOFF_MIN, state: State::Closed };
+    let state = State::Closed;
+    let feed = Feed { client, owner, watched, reached: false, backoff: BACKOFF_MIN, state };
     stream::unfold(feed, |mut feed| async move { Some((feed.next().await, feed)) })
         .map(stream::iter)
         .flatten()
@@ -97,6 +98,8 @@ struct Feed {
     client: Arc<Client>,
     owner: String,
     watched: Arc<Watched>,
+    /// Whether the daemon was ever there: until then no session may want it.
+    reached: bool,
     backoff: Duration,
     state: State,
 }
@@ -145,6 +148,7 @@ impl Feed {
         };
         match opened.await {
             Ok(events) => {
+                self.reached = true;
                 self.state = State::Open(events);
                 vec![EngineEvent::Resync]
             }
@@ -153,9 +157,12 @@ impl Feed {
     }
 
     async fn lost(&mut self, error: &str) -> Vec<EngineEvent> {
+        let endpoint = self.client.endpoint();
         // Once for an outage; what follows says the same.
-        if self.backoff == BACKOFF_MIN {
-            tracing::warn!(endpoint = %self.client.endpoint(), error, "docker events lost");
+        match (self.backoff == BACKOFF_MIN, self.reached) {
+            (true, true) => tracing::warn!(%endpoint, error, "docker events lost"),
+            (true, false) => tracing::info!(%endpoint, error, "no docker events yet"),
+            (false, _) => {}
         }
         self.state = State::Closed;
         sleep(self.backoff).await;

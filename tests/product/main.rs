@@ -3,10 +3,10 @@
 //! Every test has an edge of its own in a folder of its own. A WARN or ERROR in the edge's log
 //! that the test did not announce fails it.
 
+mod hold;
 mod life;
 mod routes;
 mod signals;
-mod hold;
 mod streams;
 mod support;
 mod wake;

@@ -37,7 +37,7 @@ use crate::{
 };
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Fleeting, Hangups};
+use services::{Administration, Fleeting, Hangups, Readiness};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -68,8 +68,8 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     if !upgrade {
         lock.take()?;
         lock::forget_handover(&handover);
-        config.listen.http.iter().try_for_each(|address| can_listen(*address, "listen.http"))?;
-        if let AdminAddress::Tcp(address) = config.listen.admin {
+        config.listen.http.iter().try_for_each(|address| can_listen(address, "listen.http"))?;
+        if let AdminAddress::Tcp(address) = &config.listen.admin {
             can_listen(address, "listen.admin")?;
         }
     }
@@ -90,6 +90,9 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
         phases: server.watch_execution_phase(),
         tasks: TaskTracker::new(),
     };
+    if upgrade {
+        tracing::info!("waiting for the process before to get SIGQUIT");
+    }
     server.bootstrap();
     let _lock = if upgrade { sleep_only_alone(lock, Arc::clone(&fleet))? } else { Some(lock) };
 
@@ -110,15 +113,16 @@ fn add_services(
     reloader: Arc<Reloader>,
     guard: Guard,
 ) {
-    let ready = Arc::default();
-    let http = config.listen.http.clone();
-    let fleeting = Fleeting { fleet: Arc::clone(&fleet), http, ready: Arc::clone(&ready) };
-    let mut fleeting = background_service("fleet", fleeting);
+    let mut fleeting = background_service("fleet", Fleeting(Arc::clone(&fleet)));
     fleeting.threads = Some(2);
     let adopted = server.add_service(fleeting);
 
     let edge = edge_service(server, config, Arc::clone(table), Arc::clone(&fleet), connections);
-    server.add_service(edge).add_dependency(&adopted);
+    let edge = server.add_service(edge);
+    edge.add_dependency(&adopted);
+    let ready = Arc::default();
+    let readiness = Readiness { http: config.listen.http.clone(), ready: Arc::clone(&ready) };
+    server.add_service(background_service("readiness", readiness)).add_dependency(&edge);
 
     let (table, errors) = (Arc::clone(table), Arc::clone(&reloader.errors));
     let hangups = Hangups(Arc::clone(&reloader));
@@ -191,7 +195,7 @@ fn edge_service(
 }
 
 /// Pingora panics where it cannot listen; an operator wants a sentence.
-fn can_listen(address: SocketAddr, key: &str) -> anyhow::Result<()> {
+fn can_listen(address: &SocketAddr, key: &str) -> anyhow::Result<()> {
     TcpListener::bind(address).map(drop).with_context(|| {
         format!("cannot listen on {address}: is something else listening there? ({key})")
     })

@@ -95,12 +95,16 @@ impl Edge {
     /// A refused connection is a reason to ask the engine, not to give the instance up.
     async fn after_failed_connect(&self, ctx: &mut Ctx, failed: Instant) -> Result<(), Answer> {
         let Some(lease) = &ctx.lease else { return Ok(()) };
-        match self.fleet.suspect(lease).await {
+        match self.fleet.suspect(lease, failed.into_std()).await {
             Verdict::Gone => ctx.lease = None,
             Verdict::Runs => {
                 let until = failed + self.timeouts.connect;
                 let endpoint = lease.endpoint().cloned().ok_or(Answer::Internal)?;
-                if !peer::listens(&endpoint, until).await {
+                // What was dying while the engine looked ends while we wait for it to listen.
+                let listens = peer::listens(&endpoint, until, || lease.is_over()).await;
+                if lease.is_over() {
+                    ctx.lease = None;
+                } else if !listens {
                     return Err(Answer::NotListening);
                 }
             }

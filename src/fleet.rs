@@ -183,9 +183,10 @@ impl Fleet {
         Err(Refusal::Busy)
     }
 
-    /// Asks the engine, once for all who ask, whether the lease's instance still runs.
-    pub async fn suspect(&self, lease: &Lease) -> Verdict {
-        outside::judge(&lease.cell, Some(lease.generation)).await
+    /// Asks the engine, once for all who ask, whether the lease's instance still runs, which
+    /// refused a connection at `refused_at`.
+    pub async fn suspect(&self, lease: &Lease, refused_at: Instant) -> Verdict {
+        outside::judge(&lease.cell, Some((lease.generation, refused_at))).await
     }
 
     /// Puts a session to sleep for an operator; `None` when there is no such session.

@@ -14,7 +14,7 @@ use pingora::{
     server::ShutdownWatch,
     services::{ServiceReadyNotifier, background::BackgroundService},
 };
-use tokio::{net::TcpStream, signal::unix::SignalKind, sync::Notify};
+use tokio::{net::TcpStream, signal::unix::SignalKind};
 
 use super::{reload::Reloader, signals};
 use crate::{
@@ -23,36 +23,36 @@ use crate::{
     fleet::Fleet,
 };
 
-/// How soon a listener that is not open yet is tried again.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
 /// Adopts what runs, lets the edge begin, and keeps the fleet's clock.
-pub(super) struct Fleeting {
-    pub(super) fleet: Arc<Fleet>,
-    /// Where the edge will listen.
+pub(super) struct Fleeting(pub(super) Arc<Fleet>);
+
+#[async_trait]
+impl BackgroundService for Fleeting {
+    async fn start_with_ready_notifier(&self, _: ShutdownWatch, adopted: ServiceReadyNotifier) {
+        Arc::clone(&self.0).run(|| adopted.notify_ready()).await;
+    }
+}
+
+/// Says that the edge is ready once it takes connections: Pingora does not tell when it listens.
+pub(super) struct Readiness {
     pub(super) http: Vec<SocketAddr>,
     pub(super) ready: Arc<AtomicBool>,
 }
 
 #[async_trait]
-impl BackgroundService for Fleeting {
-    async fn start_with_ready_notifier(&self, _: ShutdownWatch, adopted: ServiceReadyNotifier) {
-        let begun = Notify::new();
-        let run = Arc::clone(&self.fleet).run(|| {
-            adopted.notify_ready();
-            begun.notify_one();
-        });
-        let tell = async {
-            begun.notified().await;
+impl BackgroundService for Readiness {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let listens = async {
             for address in &self.http {
-                // The edge opens its listeners once it is told that all is adopted.
                 while TcpStream::connect(address).await.is_err() {
-                    tokio::time::sleep(LOOK_AGAIN).await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             }
-            self.ready.store(true, Ordering::Release);
         };
-        tokio::join!(run, tell);
+        tokio::select! {
+            () = listens => self.ready.store(true, Ordering::Release),
+            _ = shutdown.changed() => {}
+        }
     }
 }
 

@@ -28,10 +28,13 @@ use pingora::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep_until, timeout_at},
+    time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 
 use super::{Connections, Edge};
+
+/// How long idle connections may bring one more request after the listeners are closed.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// Accepts for the edge: every new connection passes here first.
 pub struct Listener {
@@ -66,7 +69,11 @@ impl ServerApp for Listener {
         None
     }
 
+    /// The listeners are closed. Answers say so from now on, but a client that had its last one just
+    /// before, or connected just before, is about to ask: cut at once, its request would be lost.
+    /// Test: sigquit_hands_over_under_load_and_no_request_fails.
     async fn cleanup(&self) {
+        sleep(LAST_REQUESTS).await;
         self.proxy.http_cleanup().await;
     }
 }

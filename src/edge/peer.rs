@@ -91,9 +91,9 @@ pub(super) fn build(
     Ok(Box::new(peer))
 }
 
-/// Waits until the endpoint takes a connection, at most until `until`: it runs, and may only just
-/// be opening its socket again.
-pub(super) async fn listens(endpoint: &Endpoint, until: Instant) -> bool {
+/// Waits until the endpoint takes a connection, at most until `until` or until it is `over`: it
+/// runs, and may only just be opening its socket again.
+pub(super) async fn listens(endpoint: &Endpoint, until: Instant, over: impl Fn() -> bool) -> bool {
     let mut pause = Duration::from_millis(1);
     let attempts = async {
         loop {
@@ -102,11 +102,14 @@ pub(super) async fn listens(endpoint: &Endpoint, until: Instant) -> bool {
                 Address::Unix(path) => UnixStream::connect(&**path).await.is_ok(),
             };
             if connected {
-                return;
+                return true;
+            }
+            if over() {
+                return false;
             }
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
         }
     };
-    timeout_at(until, attempts).await.is_ok()
+    timeout_at(until, attempts).await.unwrap_or(false)
 }

@@ -129,6 +129,13 @@ impl Lease {
         self.generation
     }
 
+    /// Whether that life is known to be over.
+    pub fn is_over(&self) -> bool {
+        let core = self.cell.lock();
+        let runs = matches!(core.machine.state(), State::Awake { .. } | State::Idle { .. });
+        !runs || core.machine.generation() != self.generation
+    }
+
     /// A number that no other session of this process has.
     pub fn session_number(&self) -> u64 {
         self.cell.id

@@ -1,7 +1,7 @@
 //! What happens outside: deaths, and what others start and stop. An event only says *look*; what
 //! the engine then answers is what counts.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, time::Instant};
 
 use futures::{StreamExt, stream};
 
@@ -14,8 +14,6 @@ use crate::{
     session::{Depth, Event, Generation, Plan, machine::State},
 };
 
-/// For so long an engine's word that an instance runs is good for everybody who asks.
-const VOUCHED: Duration = Duration::from_secs(1);
 /// Inspections at once after events may have been missed.
 const INSPECTIONS_MAX: usize = 8;
 
@@ -58,8 +56,8 @@ async fn resync(fleet: &Arc<Fleet>, name: &Arc<str>) {
 }
 
 /// Asks the engine about one session and tells its machine. `suspected` is the generation whose
-/// instance refused a connection.
-pub(super) async fn judge(cell: &Arc<Cell>, suspected: Option<Generation>) -> Verdict {
+/// instance refused a connection, and when: an older word of the engine says nothing about that.
+pub(super) async fn judge(cell: &Arc<Cell>, suspected: Option<(Generation, Instant)>) -> Verdict {
     let mut vouched = cell.inspection.lock().await;
     let (before, plan, life) = {
         let mut core = cell.lock();
@@ -74,14 +72,11 @@ pub(super) async fn judge(cell: &Arc<Cell>, suspected: Option<Generation>) -> Ve
         Look::Running(generation) | Look::Asleep(generation, _) => generation,
     };
     let now = tokio::time::Instant::now().into_std();
-    if let Some(suspected) = suspected {
+    if let Some((suspected, refused_at)) = suspected {
         if before != Look::Running(suspected) {
             return Verdict::Gone;
         }
-        let fresh = |(g, at): (_, std::time::Instant)| {
-            g == suspected && now.saturating_duration_since(at) < VOUCHED
-        };
-        if vouched.is_some_and(fresh) {
+        if vouched.is_some_and(|(g, at)| g == suspected && refused_at <= at) {
             return Verdict::Runs;
         }
     }

@@ -8,6 +8,9 @@ mod docker;
 #[path = "../support/dockerd.rs"]
 mod dockerd;
 mod hold;
+mod life;
+mod routes;
+mod signals;
 mod streams;
 mod support;
 mod wake;

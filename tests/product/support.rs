@@ -87,7 +87,8 @@ impl Edge {
             .args(arguments)
             .env(
                 "RUST_LOG",
-                "info,dormouse=debug,pingora_proxy=off,pingora_core=error,pingora_core::apps=off",
+                "info,dormouse=debug,pingora_proxy=off,pingora_core=error,pingora_core::apps=off,\
+                 pingora_core::server::transfer_fd=off",
             )
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())

@@ -44,6 +44,9 @@ use cell::{Cell, Core};
 use gate::{Gate, Outcome};
 use timer::Timers;
 
+/// How soon a timer that must wait for another process is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// Says what the session of a canonical host is made of; `None` when no route has it.
 pub type Planner = Box<dyn Fn(&str) -> Option<Plan> + Send + Sync>;
 
@@ -255,18 +258,20 @@ impl Fleet {
     }
 
     fn fire(&self, cell: &Arc<Cell>, at: Instant) {
-        let may_sleep = self.may_sleep.load(Ordering::Acquire);
         self.apply(cell, "timer", |core, now, out| {
             if core.timer_at == Some(at) {
                 core.timer_at = None;
             }
-            let dozing = matches!(core.machine.state(), State::Idle { .. } | State::Asleep { .. });
-            if dozing && !may_sleep {
-                self.arm(cell, core, now + Duration::from_secs(1));
-            } else {
+            if !self.must_wait(core) {
                 core.machine.handle(Event::Timer, now, out);
             }
         });
+    }
+
+    /// Whether its next timer would put an instance to sleep that another process may still use.
+    fn must_wait(&self, core: &Core) -> bool {
+        let dozing = matches!(core.machine.state(), State::Idle { .. } | State::Asleep { .. });
+        dozing && !self.may_sleep.load(Ordering::Acquire)
     }
 
     /// Runs a machine: lock, step, move the gate, post the effects while the lock still keeps
@@ -285,10 +290,13 @@ impl Fleet {
         for effect in out {
             self.carry_out(cell, &mut core, effect);
         }
-        if let Some(at) = core.machine.deadline()
-            && core.timer_at.is_none_or(|armed| at < armed)
-        {
-            self.arm(cell, &mut core, at);
+        if let Some(mut at) = core.machine.deadline() {
+            if self.must_wait(&core) {
+                at = at.max(now + LOOK_AGAIN);
+            }
+            if core.timer_at.is_none_or(|armed| at < armed) {
+                self.arm(cell, &mut core, at);
+            }
         }
         let to = core.machine.state().name();
         if from == to {

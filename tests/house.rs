@@ -51,13 +51,13 @@ const HOUSE: &[Rule] = &[
     ),
     rule(
         "edge",
-        &["session", "route", "fleet", "record", "metrics"],
+        &["session", "config", "route", "fleet", "record", "metrics"],
         &["bollard", "procfs", "notify"],
         "edge never knows an engine: it borrows a session from the fleet",
     ),
     rule(
         "admin",
-        &["session", "route", "fleet"],
+        &["session", "route", "fleet", "metrics"],
         &["pingora", "bollard", "procfs", "notify"],
         "admin asks the fleet and the routes; it knows no engine and no proxy",
     ),

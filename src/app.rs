@@ -37,7 +37,7 @@ use crate::{
 };
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Fleeting, Hangups};
+use services::{Administration, Fleeting, Hangups, Readiness};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -108,13 +108,15 @@ fn add_services(
     guard: Guard,
 ) {
     let ready = Arc::default();
-    let fleeting = Fleeting { fleet: Arc::clone(&fleet), ready: Arc::clone(&ready) };
-    let mut fleeting = background_service("fleet", fleeting);
+    let mut fleeting = background_service("fleet", Fleeting(Arc::clone(&fleet)));
     fleeting.threads = Some(2);
     let adopted = server.add_service(fleeting);
 
     let edge = edge_service(server, config, Arc::clone(table), Arc::clone(&fleet), connections);
     server.add_service(edge).add_dependency(&adopted);
+    let readiness = Readiness { addresses: config.listen.http.clone(), ready: Arc::clone(&ready) };
+    let readiness = background_service("readiness", readiness);
+    server.add_service(readiness).add_dependency(&adopted);
 
     let (table, errors) = (Arc::clone(table), Arc::clone(&reloader.errors));
     let hangups = Hangups(Arc::clone(&reloader));

@@ -1,8 +1,12 @@
 //! What runs beside the edge, each in a runtime of Pingora's.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -10,7 +14,7 @@ use pingora::{
     server::ShutdownWatch,
     services::{ServiceReadyNotifier, background::BackgroundService},
 };
-use tokio::signal::unix::SignalKind;
+use tokio::{net::TcpStream, signal::unix::SignalKind, time::sleep};
 
 use super::{reload::Reloader, signals};
 use crate::{
@@ -20,20 +24,46 @@ use crate::{
 };
 
 /// Adopts what runs, lets the edge begin, and keeps the fleet's clock.
-pub(super) struct Fleeting {
-    pub(super) fleet: Arc<Fleet>,
-    pub(super) ready: Arc<AtomicBool>,
-}
+pub(super) struct Fleeting(pub(super) Arc<Fleet>);
 
 #[async_trait]
 impl BackgroundService for Fleeting {
     async fn start_with_ready_notifier(&self, _: ShutdownWatch, adopted: ServiceReadyNotifier) {
-        let began = || {
-            self.ready.store(true, Ordering::Release);
-            adopted.notify_ready();
-        };
-        Arc::clone(&self.fleet).run(began).await;
+        Arc::clone(&self.0).run(|| adopted.notify_ready()).await;
     }
+}
+
+/// Says that the edge is ready once it takes connections: Pingora tells nobody when it listens.
+pub(super) struct Readiness {
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) ready: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl BackgroundService for Readiness {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let listening = async {
+            for address in &self.addresses {
+                while TcpStream::connect(reachable(*address)).await.is_err() {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = listening => self.ready.store(true, Ordering::Release),
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
+/// Where a listener of every address is found.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }
 
 /// Reads the routes again at SIGHUP.

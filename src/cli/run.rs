@@ -8,9 +8,10 @@ use tracing_subscriber::EnvFilter;
 use super::exit::{Exit, Failure, Outcome};
 use crate::{app, config::Config};
 
-/// Pingora reports every client that breaks off as an error; what became of a request is logged
-/// by our own edge.
-const LOG: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::apps=off";
+/// Pingora reports every client that breaks off as an error, and every kept connection that was
+/// closed when it was wanted; what became of a request is logged by our own edge.
+const LOG: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::apps=off,\
+                   pingora_core::connectors=off";
 
 /// Runs the edge, in the foreground, until SIGTERM or Ctrl-C.
 ///

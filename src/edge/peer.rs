@@ -54,6 +54,11 @@ impl Manner {
         let upgrade = request.headers.contains_key(header::UPGRADE);
         Self { grpc, patient: grpc || events || upgrade }
     }
+
+    /// Whether the instance may be silent for as long as it likes.
+    pub(super) fn is_patient(self) -> bool {
+        self.patient
+    }
 }
 
 /// The peer of a leased endpoint.

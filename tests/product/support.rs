@@ -40,7 +40,7 @@ impl Setup {
         Self { toml: String::new(), routes: Vec::new() }
     }
 
-    /// More of `dormouse.toml`; `[listen]` is the harness's.
+    /// More of `dormouse.toml`; `[listen]` is the harness's, and so are `[engines]` if it has none.
     pub(crate) fn config(mut self, toml: &str) -> Self {
         self.toml.push_str(toml);
         self
@@ -56,7 +56,11 @@ impl Setup {
         let dir = tempfile::tempdir().expect("a folder");
         let (http, admin) = (free_port(), free_port());
         let listen = format!("[listen]\nhttp = [\"{http}\"]\nadmin = \"{admin}\"\n");
-        fs::write(dir.path().join("dormouse.toml"), listen + &self.toml).expect("dormouse.toml");
+        // The default has a Docker engine, too, whose daemon is not there in most tests.
+        let has_engines = self.toml.contains("[engines");
+        let engines = if has_engines { "" } else { "[engines.local]\nkind = \"process\"\n" };
+        let toml = format!("{listen}{engines}{}", self.toml);
+        fs::write(dir.path().join("dormouse.toml"), toml).expect("dormouse.toml");
         fs::create_dir(dir.path().join("routes")).expect("routes");
         let log = Arc::default();
         let mut edge = Edge { dir, http, admin, child: None, log, announced: Vec::new() };
@@ -87,7 +91,8 @@ impl Edge {
             .args(arguments)
             .env(
                 "RUST_LOG",
-                "info,dormouse=debug,pingora_proxy=off,pingora_core=error,pingora_core::apps=off",
+                "info,dormouse=debug,pingora_proxy=off,pingora_core=error,pingora_core::apps=off,\
+                 pingora_core::connectors=off",
             )
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())

@@ -5,6 +5,7 @@
 //! It must not know engines.
 
 mod connections;
+mod dial;
 mod headers;
 mod hold;
 mod listen;

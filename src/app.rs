@@ -113,16 +113,16 @@ fn add_services(
     reloader: Arc<Reloader>,
     guard: Guard,
 ) {
+    let ready = Arc::default();
     let mut fleeting = background_service("fleet", Fleeting(Arc::clone(&fleet)));
     fleeting.threads = Some(2);
     let adopted = server.add_service(fleeting);
 
     let edge = edge_service(server, config, Arc::clone(table), Arc::clone(&fleet), connections);
-    let edge = server.add_service(edge);
-    edge.add_dependency(&adopted);
-    let ready = Arc::default();
-    let readiness = Readiness { http: config.listen.http.clone(), ready: Arc::clone(&ready) };
-    server.add_service(background_service("readiness", readiness)).add_dependency(&edge);
+    server.add_service(edge).add_dependency(&adopted);
+    let readiness = Readiness { addresses: config.listen.http.clone(), ready: Arc::clone(&ready) };
+    let readiness = background_service("readiness", readiness);
+    server.add_service(readiness).add_dependency(&adopted);
 
     let (table, errors) = (Arc::clone(table), Arc::clone(&reloader.errors));
     let hangups = Hangups(Arc::clone(&reloader));

@@ -5,6 +5,7 @@
 //! It must not know engines.
 
 mod connections;
+mod dial;
 mod headers;
 mod hold;
 mod listen;
@@ -15,6 +16,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::StatusCode;
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
@@ -57,6 +59,9 @@ impl Edge {
 
     /// The route of the request's host, and the canonical host.
     fn route(&self, request: &RequestHeader) -> Result<(Arc<Route>, Arc<str>), Answer> {
+        if !headers::has_plain_length(&request.headers) {
+            return Err(Answer::BadRequest);
+        }
         let host = one_host(request)?;
         let host = canonical_host(host).ok_or(Answer::BadHost)?;
         let table = self.table.load();
@@ -182,12 +187,15 @@ impl ProxyHttp for Edge {
     async fn early_request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<()> {
         if let Some(connection) = Connection::of(downstream.digest()) {
             connection.request_began();
-            // An HTTP/2 connection carries other requests when this one ends.
-            ctx.connection = downstream.as_http1().map(|_| Arc::clone(connection));
+            ctx.connection = Some(Arc::clone(connection));
         }
         downstream.set_read_timeout(Some(self.timeouts.client_body));
-        // Bytes of a next request that come during a hold are kept for it.
-        downstream.set_pipelining_enabled(true);
+        headers::drop_stray_upgrade(downstream.req_header_mut());
+        // Bytes of a next request that come during a hold are kept for it. Pingora, once it keeps
+        // some, sees no client leave any more, so only where `timeouts.answer` ends the wait.
+        // Test: a_client_that_sends_on_and_leaves_before_the_101_gives_its_lease_back.
+        let patient = peer::Manner::of(downstream.req_header()).is_patient();
+        downstream.set_pipelining_enabled(!patient);
         if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
         }
@@ -287,12 +295,28 @@ impl ProxyHttp for Edge {
             return Ok(());
         }
         // From here on both sides may stream as slowly as they like.
-        downstream.set_read_timeout(None);
+        if headers::has_body(downstream.req_header(), answer) {
+            downstream.set_read_timeout(None);
+        }
         answer.insert_header("x-request-id", &ctx.id)?;
         if let Some(held) = ctx.lease.as_ref().and_then(Lease::held) {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         Ok(())
+    }
+
+    /// Once the answer is complete, what is left of the request must come as it must before.
+    fn response_body_filter(
+        &self,
+        downstream: &mut Downstream,
+        _: &mut Option<Bytes>,
+        end: bool,
+        _: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        if end {
+            downstream.set_read_timeout(Some(self.timeouts.client_body));
+        }
+        Ok(None)
     }
 
     async fn fail_to_proxy(

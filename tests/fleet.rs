@@ -295,13 +295,15 @@ async fn many_who_suspect_an_instance_ask_the_engine_once() {
         leases.push(lease);
     }
     let before = engine.inspections.load(SeqCst);
-    let verdicts = join_all(leases.iter().map(|lease| fleet.suspect(lease))).await;
+    let refused_at = Instant::now().into_std();
+    let verdicts = join_all(leases.iter().map(|lease| fleet.suspect(lease, refused_at))).await;
     assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Runs));
     assert_eq!(engine.inspections.load(SeqCst) - before, 1);
 
     engine.running.lock().unwrap().clear();
     sleep(SECOND * 2).await;
-    let verdicts = join_all(leases.iter().map(|lease| fleet.suspect(lease))).await;
+    let refused_at = Instant::now().into_std();
+    let verdicts = join_all(leases.iter().map(|lease| fleet.suspect(lease, refused_at))).await;
     assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Gone));
     assert_eq!(engine.inspections.load(SeqCst) - before, 2);
 }

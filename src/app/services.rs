@@ -1,7 +1,7 @@
 //! What runs beside the edge, each in a runtime of Pingora's.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +14,7 @@ use pingora::{
     server::ShutdownWatch,
     services::{ServiceReadyNotifier, background::BackgroundService},
 };
-use tokio::{net::TcpStream, signal::unix::SignalKind};
+use tokio::{net::TcpStream, signal::unix::SignalKind, time::sleep};
 
 use super::{reload::Reloader, signals};
 use crate::{
@@ -33,27 +33,37 @@ impl BackgroundService for Fleeting {
     }
 }
 
-/// Says that the edge is ready once it takes connections: Pingora does not tell when it listens.
+/// Says that the edge is ready once it takes connections: Pingora tells nobody when it listens.
 pub(super) struct Readiness {
-    pub(super) http: Vec<SocketAddr>,
+    pub(super) addresses: Vec<SocketAddr>,
     pub(super) ready: Arc<AtomicBool>,
 }
 
 #[async_trait]
 impl BackgroundService for Readiness {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let listens = async {
-            for address in &self.http {
-                while TcpStream::connect(address).await.is_err() {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+        let listening = async {
+            for address in &self.addresses {
+                while TcpStream::connect(reachable(*address)).await.is_err() {
+                    sleep(Duration::from_millis(1)).await;
                 }
             }
         };
         tokio::select! {
-            () = listens => self.ready.store(true, Ordering::Release),
+            () = listening => self.ready.store(true, Ordering::Release),
             _ = shutdown.changed() => {}
         }
     }
+}
+
+/// Where a listener of every address is found.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }
 
 /// Reads the routes again at SIGHUP.

@@ -8,10 +8,11 @@ use tracing_subscriber::EnvFilter;
 use super::exit::{Exit, Failure, Outcome};
 use crate::{app, config::Config};
 
-/// Pingora reports every client that breaks off as an error; what became of a request is logged
-/// by our own edge. A new process that waits for the sockets is told of each second as an error.
+/// Pingora reports every client that breaks off as an error, every kept connection that was closed
+/// when it was wanted, and each second that a new process waits for the sockets; what became of a
+/// request is logged by our own edge.
 const LOG: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::apps=off,\
-                   pingora_core::server::transfer_fd=off";
+                   pingora_core::connectors=off,pingora_core::server::transfer_fd=off";
 
 /// Runs the edge, in the foreground, until SIGTERM or Ctrl-C.
 ///

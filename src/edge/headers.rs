@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, net::IpAddr, time::Duration};
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora::{Result, http::RequestHeader, http::ResponseHeader, proxy::Session as Downstream};
 
 use crate::fleet::Held;
@@ -57,6 +57,29 @@ fn rfc7239(client: Option<IpAddr>, host: &str, proto: &str) -> String {
     format!("for={client};host=\"{host}\";proto={proto}")
 }
 
+/// Whether the body's length is said in one number. Pingora passes `5, 5` on as it is, which not
+/// every instance reads as 5. Test: an_ambiguous_request_does_not_become_two.
+pub(super) fn has_plain_length(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (Some(length), None) => length.as_bytes().iter().all(u8::is_ascii_digit),
+        (length, _) => length.is_none(),
+    }
+}
+
+/// RFC 9110, 7.8: an `Upgrade` counts only where `Connection` names it. Pingora reads the first
+/// alone, and would make an upgrade of it that the client never asked for.
+pub(super) fn drop_stray_upgrade(request: &mut RequestHeader) {
+    let named = request.headers.get_all(header::CONNECTION).iter().any(|connection| {
+        connection.to_str().is_ok_and(|names| {
+            names.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
+        })
+    });
+    if !named {
+        request.remove_header(&header::UPGRADE);
+    }
+}
+
 /// RFC 9110, 7.6.1: trailers may be asked for hop by hop; gRPC insists on it.
 pub(super) fn keep_trailers(
     downstream: &RequestHeader,
@@ -69,6 +92,13 @@ pub(super) fn keep_trailers(
         upstream.insert_header(header::TE, "trailers")?;
     }
     Ok(())
+}
+
+/// Whether a body can follow this answer, be it an empty one. RFC 9112, 6.3.
+pub(super) fn has_body(request: &RequestHeader, answer: &ResponseHeader) -> bool {
+    let says_none = answer.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0");
+    let cannot = matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    !(says_none || cannot || request.method == Method::HEAD)
 }
 
 /// The waterfall of a wake, for the browser's network panel.

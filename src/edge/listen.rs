@@ -85,6 +85,8 @@ pub(super) struct Connection {
     pub(super) socket: RawFd,
     /// Whether a request is under way, head and all: no deadline runs then.
     in_request: AtomicBool,
+    /// Whether it is HTTP/2, and so carries any number of requests at once.
+    http2: AtomicBool,
 }
 
 impl Connection {
@@ -98,9 +100,13 @@ impl Connection {
         self.in_request.store(true, Ordering::Relaxed);
     }
 
-    /// The next head may come.
+    /// The next head may come. On HTTP/2 others are under way, and frames come that are no head:
+    /// after its first request only `timeouts.client_idle` ends such a connection.
+    /// Test: a_stream_outlives_others_of_its_connection_and_the_time_for_a_head.
     pub(super) fn request_ended(&self) {
-        self.in_request.store(false, Ordering::Relaxed);
+        if !self.http2.load(Ordering::Relaxed) {
+            self.in_request.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -120,8 +126,8 @@ struct Guarded {
 
 impl Guarded {
     fn new(stream: Stream, head: Duration) -> Self {
-        let in_request = AtomicBool::new(false);
-        let connection = Arc::new(Connection { socket: stream.id(), in_request });
+        let (in_request, http2) = (AtomicBool::new(false), AtomicBool::new(false));
+        let connection = Arc::new(Connection { socket: stream.id(), in_request, http2 });
         // Pingora carries this digest to every request: it is how the hooks find the connection.
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
         let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&connection));
@@ -180,6 +186,7 @@ impl Peek for Guarded {
             };
         }
         self.until = Some(until);
+        self.connection.http2.store(self.peeked.starts_with(PREFACE), Ordering::Relaxed);
         let n = buf.len().min(self.peeked.len());
         buf[..n].copy_from_slice(&self.peeked[..n]);
         Ok(true)

@@ -2,6 +2,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +18,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
+use super::dial::Dial;
 use crate::{
     config::Timeouts,
     fleet::Lease,
@@ -36,6 +38,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Manner {
     grpc: bool,
+    upgrade: bool,
     /// WebSocket, gRPC and server-sent events may be silent for as long as they like.
     patient: bool,
 }
@@ -52,7 +55,12 @@ impl Manner {
         let grpc = starts(header::CONTENT_TYPE, b"application/grpc");
         let events = starts(header::ACCEPT, b"text/event-stream");
         let upgrade = request.headers.contains_key(header::UPGRADE);
-        Self { grpc, patient: grpc || events || upgrade }
+        Self { grpc, upgrade, patient: grpc || events || upgrade }
+    }
+
+    /// Whether the instance may be silent for as long as it likes.
+    pub(super) fn is_patient(self) -> bool {
+        self.patient
     }
 }
 
@@ -70,9 +78,10 @@ pub(super) fn build(
         Address::Tcp(address) => HttpPeer::new(address, route.speaks_tls(), sni),
         Address::Unix(path) => HttpPeer::new_uds(path, route.speaks_tls(), sni)?,
     };
-    // A pooled connection belongs to one life of one session and is never used by another.
+    // A pooled connection belongs to one life of one session and is never used by another. One
+    // for an upgrade is of another sort.
     let mut hasher = DefaultHasher::new();
-    (lease.session_number(), endpoint.generation).hash(&mut hasher);
+    (lease.session_number(), endpoint.generation, manner.upgrade).hash(&mut hasher);
     peer.group_key = hasher.finish();
     let options = &mut peer.options;
     options.verify_cert = verify;
@@ -82,6 +91,9 @@ pub(super) fn build(
     options.idle_timeout = Some(timeouts.upstream_idle);
     options.read_timeout = (!manner.patient).then_some(timeouts.answer);
     options.tcp_keepalive = Some(KEEPALIVE);
+    if manner.upgrade {
+        options.custom_l4 = Some(Arc::new(Dial));
+    }
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
     options.alpn = match route.protocol {
         Protocol::Http2 => ALPN::H2,

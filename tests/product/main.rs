@@ -3,14 +3,23 @@
 //! Every test has an edge of its own in a folder of its own. A WARN or ERROR in the edge's log
 //! that the test did not announce fails it.
 
+mod admin;
 mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 #[path = "../support/dockerd.rs"]
 mod dockerd;
+mod grpc;
+mod guest;
+mod h2;
+mod headers;
 mod hold;
 mod life;
+mod limits;
 mod routes;
 mod signals;
 mod streams;
 mod support;
+mod timeouts;
+mod upstream;
 mod wake;
+mod wire;

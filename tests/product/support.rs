@@ -40,7 +40,7 @@ impl Setup {
         Self { toml: String::new(), routes: Vec::new() }
     }
 
-    /// More of `dormouse.toml`; `[listen]` is the harness's.
+    /// More of `dormouse.toml`; `[listen]` is the harness's, and so are `[engines]` if it has none.
     pub(crate) fn config(mut self, toml: &str) -> Self {
         self.toml.push_str(toml);
         self
@@ -56,7 +56,11 @@ impl Setup {
         let dir = tempfile::tempdir().expect("a folder");
         let (http, admin) = (free_port(), free_port());
         let listen = format!("[listen]\nhttp = [\"{http}\"]\nadmin = \"{admin}\"\n");
-        fs::write(dir.path().join("dormouse.toml"), listen + &self.toml).expect("dormouse.toml");
+        // The default has a Docker engine, too, whose daemon is not there in most tests.
+        let has_engines = self.toml.contains("[engines");
+        let engines = if has_engines { "" } else { "[engines.local]\nkind = \"process\"\n" };
+        let toml = format!("{listen}{engines}{}", self.toml);
+        fs::write(dir.path().join("dormouse.toml"), toml).expect("dormouse.toml");
         fs::create_dir(dir.path().join("routes")).expect("routes");
         let log = Arc::default();
         let mut edge = Edge { dir, http, admin, child: None, log, announced: Vec::new() };
@@ -88,7 +92,7 @@ impl Edge {
             .env(
                 "RUST_LOG",
                 "info,dormouse=debug,pingora_proxy=off,pingora_core=error,pingora_core::apps=off,\
-                 pingora_core::server::transfer_fd=off",
+                 pingora_core::connectors=off,pingora_core::server::transfer_fd=off",
             )
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
@@ -189,14 +193,6 @@ impl Edge {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
         let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
         kib * 1024
-    }
-
-    fn listens(&self) -> bool {
-        let sockets = procfs::net::tcp().expect("/proc/net/tcp");
-        let listens = |s: &procfs::net::TcpNetEntry| {
-            s.local_address == self.http && s.state == procfs::net::TcpState::Listen
-        };
-        sockets.iter().any(listens)
     }
 
     fn admin_status(&self, path: &str) -> Option<u16> {

@@ -144,7 +144,7 @@ fn guard(config: &Config) -> anyhow::Result<Guard> {
 fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Result<Arc<Fleet>> {
     let mut engines: BTreeMap<Arc<str>, Arc<dyn Engine>> = BTreeMap::new();
     for (name, engine) in &config.engines {
-        let engine = engines::build(config, engine)
+        let engine = engines::build(config, name, engine)
             .with_context(|| format!("engine `{name}` cannot be used"))?;
         engines.insert(name.as_str().into(), engine);
     }

@@ -192,9 +192,13 @@ impl Fleet {
         outside::judge(&lease.cell, Some((lease.generation, refused_at))).await
     }
 
-    /// Puts a session to sleep for an operator; `None` when there is no such session.
+    /// Puts a session to sleep for an operator; `None` when there is no such session. While another
+    /// process may hold leases on it, it counts as in use.
     pub fn sleep(&self, host: &str, to: Option<Depth>) -> Option<SleepAnswer> {
         let cell = self.cells.pin().get(host).cloned()?;
+        if !self.may_sleep.load(Ordering::Acquire) {
+            return Some(SleepAnswer::InUse(cell.lock().machine.leases().max(1)));
+        }
         Some(self.apply(&cell, "operator", |core, now, out| {
             let first = core.plan.policy.ladder.first().map(|rung| rung.to);
             core.machine.sleep(to.or(first).unwrap_or(Depth::Stopped), now, out)
@@ -216,6 +220,7 @@ impl Fleet {
             let revived = self.apply(&cell, "routes changed", |core, now, out| {
                 let retired = core.machine.is_retired();
                 match plan {
+                    None if !self.may_sleep.load(Ordering::Acquire) => {}
                     None => core.machine.handle(Event::Retire, now, out),
                     Some(plan) if *core.plan != plan || retired => {
                         core.machine.adopt_policy(plan.policy.clone());
@@ -236,7 +241,10 @@ impl Fleet {
     /// Whether idle sessions may be put to sleep. Not while another process that shares the
     /// instances still serves requests.
     pub fn set_may_sleep(&self, may: bool) {
-        self.may_sleep.store(may, Ordering::Release);
+        if !self.may_sleep.swap(may, Ordering::AcqRel) && may {
+            // Routes that went meanwhile.
+            self.replan();
+        }
     }
 
     /// Adopts what runs, then keeps the clock and listens to the engines until dropped.

@@ -12,10 +12,16 @@ use crate::{
 };
 
 /// The engine of `[engines.NAME]`.
-pub(super) fn build(config: &Config, engine: &EngineConfig) -> Result<Arc<dyn Engine>, Error> {
+pub(super) fn build(
+    config: &Config,
+    name: &str,
+    engine: &EngineConfig,
+) -> Result<Arc<dyn Engine>, Error> {
     Ok(match engine {
         EngineConfig::Process => {
-            Arc::new(Process::new(config.paths.state.clone(), config.base.clone())?)
+            // A folder each: the same folder would be the same instances.
+            let state = config.paths.state.join("engines").join(name);
+            Arc::new(Process::new(state, config.base.clone())?)
         }
         EngineConfig::Docker(docker) => Arc::new(Docker::new(docker_config(docker))?),
     })

@@ -50,7 +50,10 @@ impl BackgroundService for Readiness {
             }
         };
         tokio::select! {
-            () = listening => self.ready.store(true, Ordering::Release),
+            () = listening => {
+                self.ready.store(true, Ordering::Release);
+                tracing::info!(http = ?self.addresses, "ready");
+            }
             _ = shutdown.changed() => {}
         }
     }

@@ -52,7 +52,7 @@ impl Failure {
 
     /// Errors in the operator's files, one after the other.
     pub(super) fn of_files(errors: &[RouteError]) -> Self {
-        let errors: Vec<_> = errors.iter().map(|error| error_line(error)).collect();
+        let errors: Vec<_> = errors.iter().map(error_line).collect();
         Self { exit: Exit::Usage, text: errors.join("\n"), data: None, reason: None }
     }
 

@@ -1,24 +1,35 @@
 //! At boot, and whenever events may have been missed: what is ours and routed is adopted, what is
 //! ours and unrouted is put to sleep.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use super::{EnginePort, Fleet, cell::Placed};
+use futures::future::join_all;
+use tokio::time::timeout;
+
+use super::{EnginePort, Fleet, LOOK_AGAIN, cell::Placed};
 use crate::{
     engine::{Instance, InstanceState},
     session::{Depth, Event, SessionId, Spec},
 };
 
+/// The edge begins without an engine that takes longer to list what runs.
+const BOOT_MAX: Duration = Duration::from_secs(10);
 /// Tries to put an unrouted instance to sleep, with a second more between each.
 const TRIES_MAX: u32 = 5;
 
 impl Fleet {
-    /// Adopts what every engine lists. An engine that cannot be reached is asked again as soon as
-    /// its events come back.
+    /// Adopts what every engine lists. An engine that does not answer in time is asked again as
+    /// soon as its events come back.
     pub(super) async fn adopt_all(self: &Arc<Self>) {
-        for port in self.engines.values() {
-            self.adopt_listed(port, None).await;
-        }
+        let adoptions = self.engines.values().map(async |port| {
+            if timeout(BOOT_MAX, self.adopt_listed(port, None)).await.is_err() {
+                tracing::warn!(engine = &*port.name, "does not answer: going on without it");
+            }
+        });
+        join_all(adoptions).await;
     }
 
     /// Adopts what one engine lists; of one session only, if given.
@@ -79,10 +90,13 @@ impl Fleet {
         if matches!(instance.state, InstanceState::Asleep(depth) if depth != Depth::Paused) {
             return;
         }
-        let engine = Arc::clone(&port.engine);
+        let (engine, fleet) = (Arc::clone(&port.engine), Arc::clone(self));
         let task = async move {
             let session = &instance.session;
             tracing::info!(%session, "no route wants this instance: it goes to sleep");
+            while !fleet.may_sleep.load(Ordering::Acquire) {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
             for attempt in 1..=TRIES_MAX {
                 let life = instance.life.as_ref();
                 match engine.sleep(session, &Spec::default(), life, Depth::Stopped).await {

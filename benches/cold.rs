@@ -68,8 +68,8 @@ fn docker(endpoint: &str, image: &str) {
         compare(name, &edge, Arc::clone(&engine), &spec, word, depth);
     }
     sleep_through(&edge, "removed");
-    let removed = engine.sleep(&SessionId::new("cold.test"), &spec, None, Depth::Removed);
-    block_on(removed).expect("removed");
+    let session = SessionId::new("cold.test");
+    block_on(engine.sleep(&session, &spec, None, Depth::Removed)).expect("removed");
 }
 
 const IDLE: &str = "[idle]\nafter = \"1h\"\n";

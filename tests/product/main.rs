@@ -2,6 +2,7 @@
 //!
 //! Every test has an edge of its own in a folder of its own. A WARN or ERROR in the edge's log
 //! that the test did not announce fails it.
+#![expect(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod admin;
 mod docker;

@@ -131,8 +131,8 @@ pub struct Fleet {
     tasks: TaskTracker,
     runtime: OnceLock<Handle>,
     next_id: AtomicU64,
-    /// The highest generation ever seen at boot, or the wall clock's milliseconds then.
-    first_generation: AtomicU64,
+    /// The highest generation of sessions that were forgotten, or the wall clock's milliseconds.
+    newest: AtomicU64,
     /// Cleared while another process may hold leases on the same instances: nothing sleeps then.
     may_sleep: AtomicBool,
 }
@@ -149,7 +149,6 @@ impl Fleet {
             let starts = Semaphore::new(starts);
             (Arc::clone(&name), EnginePort { name, engine, starts })
         };
-        let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         Arc::new(Self {
             cells: papaya::HashMap::new(),
             engines: engines.into_iter().map(port).collect(),
@@ -160,7 +159,7 @@ impl Fleet {
             tasks: TaskTracker::new(),
             runtime: OnceLock::new(),
             next_id: AtomicU64::new(0),
-            first_generation: AtomicU64::new(u64::try_from(millis).unwrap_or(u64::MAX / 2)),
+            newest: AtomicU64::new(millis_since_1970()),
             may_sleep: AtomicBool::new(true),
         })
     }
@@ -373,6 +372,10 @@ impl Fleet {
             let mut core = cell.lock();
             let deepest = self.deepest(&core.plan.engine);
             core.evicted = core.machine.is_blank(deepest) && core.machine.leases() == 0;
+            if core.evicted {
+                // If it comes back, its lives are numbered on.
+                self.newest.fetch_max(core.machine.generation().0, Ordering::AcqRel);
+            }
             core.evicted
         });
         let blank: Vec<_> = blank.take(most).map(|cell| cell.session.clone()).collect();
@@ -387,17 +390,21 @@ impl Fleet {
         port.and_then(|port| port.engine.depths().last().copied()).unwrap_or(Depth::Stopped)
     }
 
-    /// Above every generation that a forgotten session may have had: the wall clock has moved on
-    /// by more milliseconds than lives could begin.
+    /// Above every generation that a forgotten session had, and, by the wall clock, above those of
+    /// the processes before this one.
     fn newest_generation(&self) -> Generation {
-        let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let millis = u64::try_from(millis).unwrap_or(u64::MAX / 2);
-        Generation(self.first_generation.fetch_max(millis, Ordering::AcqRel).max(millis))
+        let millis = millis_since_1970();
+        Generation(self.newest.fetch_max(millis, Ordering::AcqRel).max(millis))
     }
 
     fn handle(&self) -> Handle {
         self.runtime.get().cloned().unwrap_or_else(Handle::current)
     }
+}
+
+fn millis_since_1970() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX / 2)
 }
 
 impl fmt::Debug for Fleet {

@@ -12,7 +12,8 @@ use crate::{app, config::Config};
 /// when it was wanted, and each second that a new process waits for the sockets; what became of a
 /// request is logged by our own edge.
 const LOG: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::apps=off,\
-                   pingora_core::connectors=off,pingora_core::server::transfer_fd=off";
+                   pingora_core::connectors=off,pingora_core::server::transfer_fd=off,\
+                   pingora_pool=error";
 
 /// Runs the edge, in the foreground, until SIGTERM or Ctrl-C.
 ///

@@ -90,7 +90,10 @@ impl Lease {
             if !awake {
                 place = Place::take(&fleet.held, fleet.limits.held);
                 if place.is_none() {
-                    return Some(Err(Refusal::HeldFull));
+                    let session_full = core.plan.policy.held_max <= core.machine.leases();
+                    let refusal =
+                        if session_full { Refusal::SessionFull } else { Refusal::HeldFull };
+                    return Some(Err(refusal));
                 }
             }
             Some(Self::admit(cell, core, place, asker, now, out))

@@ -2,6 +2,8 @@
 //!
 //! [`route`] makes a route whose instances run [`serve`] with one of [`Guest`]'s parts.
 
+#![expect(clippy::disallowed_methods, reason = "an instance ends as a process")]
+
 use std::{
     env, fs,
     io::Write as _,

@@ -1,5 +1,7 @@
 //! HTTP/2 in cleartext from the client's first byte, and HTTP/1.0, which is told from it.
 
+#![expect(clippy::disallowed_methods, reason = "a connection ends with its test")]
+
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;

@@ -264,6 +264,7 @@ async fn answer_cuts_a_body_in_which_the_instance_falls_silent() {
     let answer = client().get(url).send().await.expect("an answer");
     assert_eq!(answer.status(), 200);
     assert!(answer.text().await.is_err(), "a cut body must not look whole");
+    assert_eq!(edge.metric(&["dormouse_refused_total", "silent"]), 1.0, "not cut by the edge");
     edge.wait_until("the lease is back", |edge| edge.session("alice.test")["leases"] == 0);
 }
 

@@ -28,8 +28,7 @@ pub(super) fn forwarded(
     host: &str,
     id: &str,
 ) -> Result<()> {
-    let named = downstream.req_header().headers.get(header::HOST).and_then(|h| h.to_str().ok());
-    let named = named.unwrap_or(host);
+    let named = super::one_host(downstream.req_header()).unwrap_or(host);
     let client = downstream.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
     let tls = downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some());
     let proto = if tls { "https" } else { "http" };

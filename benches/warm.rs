@@ -15,6 +15,10 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 
+/// The same settings as Dormouse's own binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const CONNECTIONS: usize = 32;
 
 fn main() {

@@ -37,6 +37,7 @@ use crate::{
     route::{Route, RouteTable, canonical_host},
     session::machine::Asker,
 };
+use headers::RequestId;
 use listen::Connection;
 use respond::Answer;
 
@@ -138,7 +139,7 @@ fn one_host(request: &RequestHeader) -> Result<&str, Answer> {
 
 /// One request's state, from its head to its last byte.
 pub struct Ctx {
-    id: String,
+    id: RequestId,
     target: Option<(Arc<Route>, Arc<str>)>,
     lease: Option<Lease>,
     answer: Option<Answer>,
@@ -151,7 +152,7 @@ pub struct Ctx {
 
 impl fmt::Debug for Ctx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ctx({})", self.id)
+        write!(f, "Ctx({})", self.id.as_str())
     }
 }
 
@@ -169,7 +170,7 @@ impl ProxyHttp for Edge {
 
     fn new_ctx(&self) -> Ctx {
         Ctx {
-            id: String::new(),
+            id: RequestId::none(),
             target: None,
             lease: None,
             answer: None,
@@ -199,7 +200,7 @@ impl ProxyHttp for Edge {
         if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
         }
-        ctx.id = headers::request_id(&downstream.req_header().headers);
+        ctx.id = RequestId::of(&downstream.req_header().headers);
         Ok(())
     }
 
@@ -212,7 +213,7 @@ impl ProxyHttp for Edge {
             Err(answer) => {
                 ctx.answer = Some(answer);
                 METRICS.refused.with_label_values(&[answer.reason()]).inc();
-                respond::send(downstream, answer, &ctx.id).await?;
+                respond::send(downstream, answer, ctx.id.as_str()).await?;
                 Ok(true)
             }
         }
@@ -298,7 +299,7 @@ impl ProxyHttp for Edge {
         if headers::has_body(downstream.req_header(), answer) {
             downstream.set_read_timeout(None);
         }
-        answer.insert_header("x-request-id", &ctx.id)?;
+        ctx.id.answer(answer)?;
         if let Some(held) = ctx.lease.as_ref().and_then(Lease::held) {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
@@ -329,7 +330,7 @@ impl ProxyHttp for Edge {
         ctx.answer = Some(answer);
         METRICS.refused.with_label_values(&[answer.reason()]).inc();
         let session = ctx.target.as_ref().map_or("", |(_, host)| host);
-        let id = &ctx.id;
+        let id = ctx.id.as_str();
         match answer {
             Answer::Broken | Answer::Silent | Answer::NotListening | Answer::Internal => {
                 tracing::warn!(session, id, %error, "{}", answer.reason());
@@ -349,17 +350,9 @@ impl ProxyHttp for Edge {
 
     async fn logging(&self, downstream: &mut Downstream, _: Option<&Error>, ctx: &mut Ctx) {
         let status = downstream.response_written().map_or(0, |answer| answer.status.as_u16());
-        let class = match status {
-            100..200 => "1xx",
-            200..300 => "2xx",
-            300..400 => "3xx",
-            400..500 => "4xx",
-            500..600 => "5xx",
-            _ => "gone",
-        };
-        METRICS.requests.with_label_values(&[class]).inc();
+        METRICS.count_request(status);
         let host = ctx.target.as_ref().map_or("", |(_, host)| host);
-        tracing::debug!(id = ctx.id, session = host, status, "request");
+        tracing::debug!(id = ctx.id.as_str(), session = host, status, "request");
     }
 
     /// We log what became of a request ourselves, in `fail_to_proxy`.

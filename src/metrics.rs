@@ -14,8 +14,8 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Requests by how they ended: `class` is `1xx` … `5xx`, or `gone` when the client left.
-    pub requests: IntCounterVec,
+    /// Requests by how they ended, in the order of `CLASSES`.
+    requests: [IntCounter; CLASSES.len()],
     /// Requests that were refused, by reason.
     pub refused: IntCounterVec,
     /// Requests that wait for a session right now.
@@ -44,6 +44,9 @@ pub struct Metrics {
     pub start_time: Gauge,
 }
 
+/// The classes of answers; `gone` when the client left before there was one.
+const CLASSES: [&str; 6] = ["gone", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
 /// Upper bounds in seconds: from a resumed process to a machine that boots.
 const BUCKETS: [f64; 14] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
@@ -70,8 +73,9 @@ impl Metrics {
                 .unwrap_or_default()
                 .as_secs_f64(),
         );
+        let requests = counters("requests_total", "Requests by class of answer.", &["class"]);
         Self {
-            requests: counters("requests_total", "Requests by class of answer.", &["class"]),
+            requests: CLASSES.map(|class| requests.with_label_values(&[class])),
             refused: counters("refused_total", "Requests refused, by reason.", &["reason"]),
             held: gauge("held_requests", "Requests that wait for a session."),
             hold_seconds: register(
@@ -102,6 +106,12 @@ impl Metrics {
             start_time,
             registry,
         }
+    }
+
+    /// Counts a request by the status it was answered with; 0 for none.
+    pub fn count_request(&self, status: u16) {
+        let class = usize::from(status / 100);
+        self.requests[if class < CLASSES.len() { class } else { 0 }].inc();
     }
 
     /// Everything in the Prometheus text format.

@@ -1,49 +1,126 @@
 //! The headers that the edge itself speaks for: forwarding, request id, timings.
 
-use std::{fmt::Write, net::IpAddr, time::Duration};
+use std::{fmt::Write, net::IpAddr, sync::OnceLock, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use pingora::{Result, http::RequestHeader, http::ResponseHeader, proxy::Session as Downstream};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use pingora::{
+    ErrorType, OrErr, Result,
+    http::{RequestHeader, ResponseHeader},
+    proxy::Session as Downstream,
+};
 
+use super::listen::Connection;
 use crate::fleet::Held;
 
 /// Longer ones are replaced: an id is for logs.
 const REQUEST_ID_MAX: usize = 128;
 
-/// The client's own id if it is a harmless one, else a new one.
-pub(super) fn request_id(headers: &HeaderMap) -> String {
-    let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
-    let harmless = |id: &&str| {
-        (1..=REQUEST_ID_MAX).contains(&id.len())
-            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-    };
-    given.filter(harmless).map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Others that a client may forge, and that we say nothing in.
+const FORGED: [HeaderName; 3] = [
+    HeaderName::from_static("x-forwarded-server"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-real-ip"),
+];
+
+/// A request's id: visible ASCII, and shared by all who say it.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// Before the head was read.
+    pub(super) fn none() -> Self {
+        Self(HeaderValue::from_static(""))
+    }
+
+    /// The client's own id if it is a harmless one, else a new one.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let harmless = |id: &&HeaderValue| {
+            (1..=REQUEST_ID_MAX).contains(&id.len())
+                && id.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
+        };
+        Self(headers.get(X_REQUEST_ID).filter(harmless).cloned().unwrap_or_else(Self::fresh))
+    }
+
+    fn fresh() -> HeaderValue {
+        let mut text = uuid::Uuid::encode_buffer();
+        let text = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut text);
+        HeaderValue::from_str(text).expect("hexadecimal digits and hyphens are a value")
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+
+    pub(super) fn answer(&self, answer: &mut ResponseHeader) -> Result<()> {
+        answer.insert_header(X_REQUEST_ID, self.0.clone())
+    }
 }
 
-/// Says for whom the request is forwarded. What the client claimed of that is dropped: nobody in
-/// front of this edge is trusted yet.
+/// For whom a connection's requests to one host are forwarded; made once, said with each.
+#[derive(Debug)]
+pub(super) struct Forwarding {
+    host: HeaderValue,
+    client: Option<HeaderValue>,
+    proto: HeaderValue,
+    forwarded: HeaderValue,
+}
+
+impl Forwarding {
+    fn new(downstream: &Downstream, host: &str) -> Result<Self> {
+        let client = downstream.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        let tls = downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+        let proto = if tls { "https" } else { "http" };
+        let value = |text: &str| {
+            HeaderValue::from_str(text).or_err(ErrorType::InvalidHTTPHeader, "a host as a value")
+        };
+        Ok(Self {
+            host: value(host)?,
+            client: client.map(|client| value(&client.to_string())).transpose()?,
+            proto: HeaderValue::from_static(proto),
+            forwarded: value(&rfc7239(client, host, proto))?,
+        })
+    }
+
+    /// Drops what the client claimed: nobody in front of this edge is trusted yet.
+    fn say(&self, upstream: &mut RequestHeader) -> Result<()> {
+        for forged in FORGED {
+            upstream.remove_header(&forged);
+        }
+        match &self.client {
+            Some(client) => upstream.insert_header(X_FORWARDED_FOR, client.clone())?,
+            None => drop(upstream.remove_header(&X_FORWARDED_FOR)),
+        }
+        upstream.insert_header(X_FORWARDED_PROTO, self.proto.clone())?;
+        upstream.insert_header(X_FORWARDED_HOST, self.host.clone())?;
+        upstream.insert_header(header::FORWARDED, self.forwarded.clone())
+    }
+}
+
+/// Says for whom the request is forwarded, and its id.
 pub(super) fn forwarded(
     downstream: &Downstream,
     upstream: &mut RequestHeader,
     host: &str,
-    id: &str,
+    id: &RequestId,
 ) -> Result<()> {
-    let named = super::one_host(downstream.req_header()).unwrap_or(host);
-    let client = downstream.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-    let tls = downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some());
-    let proto = if tls { "https" } else { "http" };
-    for forged in ["x-forwarded-server", "x-forwarded-port", "x-real-ip"] {
-        upstream.remove_header(forged);
+    let host = super::one_host(downstream.req_header()).unwrap_or(host);
+    let known = Connection::of(downstream.digest()).map(|connection| &connection.forwarding);
+    match known.and_then(OnceLock::get).filter(|known| known.host == host) {
+        Some(known) => known.say(upstream)?,
+        None => {
+            let new = Forwarding::new(downstream, host)?;
+            new.say(upstream)?;
+            if let Some(known) = known {
+                // A connection's later hosts are made each time: browsers use one for each.
+                let _ = known.set(new);
+            }
+        }
     }
-    match client {
-        Some(client) => upstream.insert_header("x-forwarded-for", client.to_string())?,
-        None => drop(upstream.remove_header("x-forwarded-for")),
-    }
-    upstream.insert_header("x-forwarded-proto", proto)?;
-    upstream.insert_header("x-forwarded-host", named)?;
-    upstream.insert_header("forwarded", rfc7239(client, named, proto))?;
-    upstream.insert_header("x-request-id", id)?;
-    Ok(())
+    upstream.insert_header(X_REQUEST_ID, id.0.clone())
 }
 
 /// RFC 7239: what has a colon in it is quoted, and an IPv6 address bracketed.

@@ -6,7 +6,7 @@ use std::{
     os::fd::RawFd,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -31,7 +31,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 
-use super::{Connections, Edge};
+use super::{Connections, Edge, headers::Forwarding};
 
 /// How long idle connections may bring one more request after the listeners are closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
@@ -85,6 +85,8 @@ pub(super) struct Connection {
     pub(super) socket: RawFd,
     /// Whether a request is under way, head and all: no deadline runs then.
     in_request: AtomicBool,
+    /// What its requests say of it.
+    pub(super) forwarding: OnceLock<Forwarding>,
     /// Whether it is HTTP/2, and so carries any number of requests at once.
     http2: AtomicBool,
 }
@@ -127,7 +129,12 @@ struct Guarded {
 impl Guarded {
     fn new(stream: Stream, head: Duration) -> Self {
         let (in_request, http2) = (AtomicBool::new(false), AtomicBool::new(false));
-        let connection = Arc::new(Connection { socket: stream.id(), in_request, http2 });
+        let connection = Arc::new(Connection {
+            socket: stream.id(),
+            in_request,
+            http2,
+            forwarding: OnceLock::new(),
+        });
         // Pingora carries this digest to every request: it is how the hooks find the connection.
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
         let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&connection));

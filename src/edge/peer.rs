@@ -1,10 +1,6 @@
 //! Where a request goes: the instance of one generation, and how to speak to it.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, header};
 use pingora::{
@@ -80,9 +76,8 @@ pub(super) fn build(
     };
     // A pooled connection belongs to one life of one session and is never used by another. One
     // for an upgrade is of another sort.
-    let mut hasher = DefaultHasher::new();
-    (lease.session_number(), endpoint.generation, manner.upgrade).hash(&mut hasher);
-    peer.group_key = hasher.finish();
+    let sort = u64::from(manner.upgrade);
+    peer.group_key = mix(mix(lease.session_number()) ^ endpoint.generation.0) ^ sort;
     let options = &mut peer.options;
     options.verify_cert = verify;
     options.verify_hostname = verify;
@@ -101,6 +96,13 @@ pub(super) fn build(
         Protocol::Auto | Protocol::Http1 => ALPN::H1,
     };
     Ok(Box::new(peer))
+}
+
+/// SplitMix64's finalizer: spreads every bit over all, one to one.
+fn mix(mut n: u64) -> u64 {
+    n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
 }
 
 /// Waits until the endpoint takes a connection, at most until `until` or until it is `over`: it

@@ -8,7 +8,7 @@ use dormouse::{
 };
 
 use crate::{
-    admin_bed::{At, Bed, TOKEN},
+    admin_bed::{At, Bed, DEADLINE, TOKEN},
     command::{DONE, Ended, FAILED, REFUSED, UNKNOWN, UNREACHABLE, USAGE, command, dormouse, end},
 };
 
@@ -176,6 +176,8 @@ async fn what_is_no_admin_api_is_not_believed() {
         stream.write_all(page).await.unwrap();
     };
     let args = ["sessions", "--admin", &address];
-    let (ended, ()) = tokio::join!(dormouse(folder.path(), &args), answer);
+    let answer = tokio::time::timeout(DEADLINE, answer);
+    let (ended, answered) = tokio::join!(dormouse(folder.path(), &args), answer);
+    assert!(answered.is_ok(), "the stranger was not asked: {ended:?}");
     ended.code(UNREACHABLE).complains("is no admin API of Dormouse");
 }

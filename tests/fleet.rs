@@ -16,7 +16,7 @@ use dormouse::{
     fleet::{Fleet, HoldEnd, Limits, Phase, Refusal, Verdict},
     session::{
         Address, Depth, Failure, Generation, Plan, Policy, Probe, Rung, SessionId, Spec,
-        machine::Asker,
+        machine::{Asker, SleepAnswer},
     },
 };
 use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
@@ -333,6 +333,7 @@ async fn while_another_process_serves_the_same_instances_nothing_is_put_to_sleep
     lease.ready().await.unwrap();
     drop(lease);
     sleep(SECOND * 300).await;
+    assert_eq!(fleet.sleep("a.test", None), Some(SleepAnswer::InUse(1)), "not for an operator");
     assert_eq!(fleet.session("a.test").unwrap().state, "idle");
     fleet.set_may_sleep(true);
     sleep(SECOND * 2).await;

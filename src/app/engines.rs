@@ -45,3 +45,23 @@ fn docker_config(config: &DockerConfig) -> docker::Config {
         call_timeout: config.call_timeout,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::EngineKind;
+
+    /// Routes are checked against what their engine's kind can, without an engine being there.
+    #[test]
+    fn a_kind_has_the_depths_of_its_engine() {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Process::new(folder.path().to_owned(), folder.path().to_owned()).unwrap();
+        let endpoint = Some("unix:///nowhere".to_owned());
+        let docker = Docker::new(docker::Config { endpoint, ..Default::default() }).unwrap();
+        let engines: [(EngineKind, &dyn Engine); 2] =
+            [(EngineKind::Process, &process), (EngineKind::Docker, &docker)];
+        for (kind, engine) in engines {
+            assert_eq!((kind.as_str(), kind.depths()), (engine.kind(), engine.depths()));
+        }
+    }
+}

@@ -97,7 +97,13 @@ fn bare(listen: &str, upstream: SocketAddr) {
             _: &mut Session,
             (): &mut (),
         ) -> pingora::Result<Box<HttpPeer>> {
-            Ok(Box::new(HttpPeer::new(self.0, false, String::new())))
+            let mut peer = HttpPeer::new(self.0, false, String::new());
+            // What Dormouse's defaults are: a proxy without timeouts would be no peer.
+            peer.options.connection_timeout = Some(Duration::from_secs(1));
+            peer.options.total_connection_timeout = Some(Duration::from_secs(1));
+            peer.options.idle_timeout = Some(Duration::from_secs(4));
+            peer.options.read_timeout = Some(Duration::from_secs(120));
+            Ok(Box::new(peer))
         }
     }
 

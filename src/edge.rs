@@ -11,6 +11,7 @@ mod hold;
 mod listen;
 mod peer;
 mod respond;
+mod target;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -34,12 +35,14 @@ use crate::{
     config::Timeouts,
     fleet::{Fleet, Lease, Verdict},
     metrics::METRICS,
-    route::{Route, RouteTable, canonical_host},
+    route::RouteTable,
     session::machine::Asker,
 };
 use headers::RequestId;
 use listen::Connection;
+use peer::Manner;
 use respond::Answer;
+use target::Target;
 
 /// How often one request may try to connect.
 const CONNECTS_MAX: u32 = 3;
@@ -58,25 +61,14 @@ impl Edge {
         Self { table, fleet, timeouts }
     }
 
-    /// The route of the request's host, and the canonical host.
-    fn route(&self, request: &RequestHeader) -> Result<(Arc<Route>, Arc<str>), Answer> {
-        if !headers::has_plain_length(&request.headers) {
-            return Err(Answer::BadRequest);
-        }
-        let host = one_host(request)?;
-        let host = canonical_host(host).ok_or(Answer::BadHost)?;
-        let table = self.table.load();
-        let route = table.lookup(&host).ok_or(Answer::NoSuchHost)?;
-        Ok((Arc::clone(route), host.into()))
-    }
-
     /// The instance to send the request to: leased, held for, and not known to be dead.
     async fn peer(
         &self,
         downstream: &mut Downstream,
         ctx: &mut Ctx,
     ) -> Result<Box<HttpPeer>, Answer> {
-        let (route, host) = ctx.target.clone().ok_or(Answer::Internal)?;
+        let target = ctx.target.clone().ok_or(Answer::Internal)?;
+        let Target { host, route, .. } = &*target;
         if let Some(failed) = ctx.connect_failed.take() {
             self.after_failed_connect(ctx, failed).await?;
         }
@@ -84,7 +76,7 @@ impl Edge {
             Some(lease) => lease,
             None => self
                 .fleet
-                .acquire(&host, Asker::Client, || route.plan(&host))
+                .acquire(host, Asker::Client, || route.plan(host))
                 .map_err(Answer::Refused)?,
         };
         // In `ctx` while it waits, so that whatever ends the request gives it back.
@@ -92,9 +84,7 @@ impl Edge {
         let endpoint = hold::ready(downstream, lease).await?;
         ctx.connect_began = Some(Instant::now());
         ctx.connects += 1;
-        let manner = peer::Manner::of(downstream.req_header());
-        let tls = route.tls(&host);
-        peer::build(&endpoint, lease, &route, tls, manner, &self.timeouts)
+        peer::build(&endpoint, lease, route, route.tls(host), ctx.manner, &self.timeouts)
             .map_err(|_| Answer::Internal)
     }
 
@@ -119,28 +109,11 @@ impl Edge {
     }
 }
 
-/// The one host that a request names: in its target, in `Host`, or the same in both.
-fn one_host(request: &RequestHeader) -> Result<&str, Answer> {
-    let mut named = request.headers.get_all(http::header::HOST).iter();
-    let header = match (named.next(), named.next()) {
-        (_, Some(_)) => return Err(Answer::BadHost),
-        (None, None) => None,
-        (Some(host), None) => Some(host.to_str().map_err(|_| Answer::BadHost)?),
-    };
-    let target = request.uri.authority().map(http::uri::Authority::as_str);
-    match (target, header) {
-        (Some(target), Some(header)) if canonical_host(target) != canonical_host(header) => {
-            Err(Answer::BadHost)
-        }
-        (Some(host), _) | (None, Some(host)) => Ok(host),
-        (None, None) => Err(Answer::BadHost),
-    }
-}
-
 /// One request's state, from its head to its last byte.
 pub struct Ctx {
     id: RequestId,
-    target: Option<(Arc<Route>, Arc<str>)>,
+    target: Option<Arc<Target>>,
+    manner: Manner,
     lease: Option<Lease>,
     answer: Option<Answer>,
     connects: u32,
@@ -172,6 +145,7 @@ impl ProxyHttp for Edge {
         Ctx {
             id: RequestId::none(),
             target: None,
+            manner: Manner::default(),
             lease: None,
             answer: None,
             connects: 0,
@@ -195,8 +169,8 @@ impl ProxyHttp for Edge {
         // Bytes of a next request that come during a hold are kept for it. Pingora, once it keeps
         // some, sees no client leave any more, so only where `timeouts.answer` ends the wait.
         // Test: a_client_that_sends_on_and_leaves_before_the_101_gives_its_lease_back.
-        let patient = peer::Manner::of(downstream.req_header()).is_patient();
-        downstream.set_pipelining_enabled(!patient);
+        ctx.manner = Manner::of(downstream.req_header());
+        downstream.set_pipelining_enabled(!ctx.manner.is_patient());
         if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
         }
@@ -205,7 +179,7 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
-        match self.route(downstream.req_header()) {
+        match Target::of(downstream, &self.table) {
             Ok(target) => {
                 ctx.target = Some(target);
                 Ok(false)
@@ -277,10 +251,11 @@ impl ProxyHttp for Edge {
         upstream: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        let Some((route, host)) = &ctx.target else { return Ok(()) };
-        headers::forwarded(downstream, upstream, host, &ctx.id)?;
+        let Some(target) = &ctx.target else { return Ok(()) };
+        target.forwarding.say(upstream)?;
+        ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
-        for (name, value) in route.set_headers(host) {
+        for (name, value) in target.route.set_headers(&target.host) {
             upstream.insert_header(name, value)?;
         }
         Ok(())
@@ -329,7 +304,7 @@ impl ProxyHttp for Edge {
         let answer = ctx.answer.unwrap_or_else(|| answer_to(error, ctx));
         ctx.answer = Some(answer);
         METRICS.refused.with_label_values(&[answer.reason()]).inc();
-        let session = ctx.target.as_ref().map_or("", |(_, host)| host);
+        let session = ctx.target.as_ref().map_or("", |target| &*target.host);
         let id = ctx.id.as_str();
         match answer {
             Answer::Broken | Answer::Silent | Answer::NotListening | Answer::Internal => {
@@ -351,7 +326,7 @@ impl ProxyHttp for Edge {
     async fn logging(&self, downstream: &mut Downstream, _: Option<&Error>, ctx: &mut Ctx) {
         let status = downstream.response_written().map_or(0, |answer| answer.status.as_u16());
         METRICS.count_request(status);
-        let host = ctx.target.as_ref().map_or("", |(_, host)| host);
+        let host = ctx.target.as_ref().map_or("", |target| &*target.host);
         tracing::debug!(id = ctx.id.as_str(), session = host, status, "request");
     }
 

@@ -16,6 +16,7 @@ pub mod watch;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
 pub use {
@@ -104,6 +105,8 @@ struct Tls {
 #[derive(Clone, PartialEq)]
 struct SetHeader {
     name: HeaderName,
+    /// As the operator spelled it: some instances look for `Authorization` letter by letter.
+    spelled: Bytes,
     value: SetValue,
 }
 
@@ -153,12 +156,9 @@ impl Route {
         self.tls.is_some()
     }
 
-    /// The headers to set on every request to the instance of `host`, over the client's own. The
-    /// values are marked sensitive. Allocates only for those that a capture stands in.
-    pub fn set_headers<'a>(
-        &'a self,
-        host: &'a str,
-    ) -> impl Iterator<Item = (&'a HeaderName, HeaderValue)> {
+    /// The headers to set on every request to the instance of `host`, over the client's own, named as
+    /// the operator spelled them. The values are marked sensitive. Allocates only for those that a capture stands in.
+    pub fn set_headers<'a>(&'a self, host: &'a str) -> impl Iterator<Item = (Bytes, HeaderValue)> {
         self.set_headers.iter().filter_map(move |header| {
             let value = match &header.value {
                 SetValue::Fixed(value) => value.clone(),
@@ -166,7 +166,7 @@ impl Route {
                     sensitive(&self.fill(text, &self.values(host), &[])).ok()?
                 }
             };
-            Some((&header.name, value))
+            Some((header.spelled.clone(), value))
         })
     }
 

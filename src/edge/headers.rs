@@ -1,7 +1,8 @@
 //! The headers that the edge itself speaks for: forwarding, request id, timings.
 
-use std::{fmt::Write, net::IpAddr, sync::OnceLock, time::Duration};
+use std::{fmt::Write, net::IpAddr, time::Duration};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::{
     ErrorType, OrErr, Result,
@@ -9,16 +10,18 @@ use pingora::{
     proxy::Session as Downstream,
 };
 
-use super::listen::Connection;
 use crate::fleet::Held;
 
 /// Longer ones are replaced: an id is for logs.
 const REQUEST_ID_MAX: usize = 128;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+// Spelled as everybody spells them: there are instances that compare letter by letter, and Pingora
+// copies a name that is not `&'static str`.
+const X_REQUEST_ID: &str = "X-Request-Id";
+const X_FORWARDED_FOR: &str = "X-Forwarded-For";
+const X_FORWARDED_PROTO: &str = "X-Forwarded-Proto";
+const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
+const FORWARDED: &str = "Forwarded";
 /// Others that a client may forge, and that we say nothing in.
 const FORGED: [HeaderName; 3] = [
     HeaderName::from_static("x-forwarded-server"),
@@ -46,21 +49,29 @@ impl RequestId {
     }
 
     fn fresh() -> HeaderValue {
-        let mut text = uuid::Uuid::encode_buffer();
-        let text = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut text);
-        HeaderValue::from_str(text).expect("hexadecimal digits and hyphens are a value")
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        uuid::Uuid::new_v4().hyphenated().encode_lower(&mut text);
+        // Owned, so that the clones for the instance and the client share it from the start.
+        HeaderValue::from_maybe_shared(Bytes::from_owner(text))
+            .expect("hexadecimal digits and hyphens are a value")
     }
 
     pub(super) fn as_str(&self) -> &str {
         self.0.to_str().unwrap_or_default()
     }
 
+    /// Says it to the instance.
+    pub(super) fn ask(&self, upstream: &mut RequestHeader) -> Result<()> {
+        upstream.insert_header(X_REQUEST_ID, self.0.clone())
+    }
+
+    /// Says it to the client.
     pub(super) fn answer(&self, answer: &mut ResponseHeader) -> Result<()> {
         answer.insert_header(X_REQUEST_ID, self.0.clone())
     }
 }
 
-/// For whom a connection's requests to one host are forwarded; made once, said with each.
+/// For whom a connection's requests to one host are forwarded.
 #[derive(Debug)]
 pub(super) struct Forwarding {
     host: HeaderValue,
@@ -70,7 +81,7 @@ pub(super) struct Forwarding {
 }
 
 impl Forwarding {
-    fn new(downstream: &Downstream, host: &str) -> Result<Self> {
+    pub(super) fn new(downstream: &Downstream, host: &str) -> Result<Self> {
         let client = downstream.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         let tls = downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let proto = if tls { "https" } else { "http" };
@@ -86,41 +97,18 @@ impl Forwarding {
     }
 
     /// Drops what the client claimed: nobody in front of this edge is trusted yet.
-    fn say(&self, upstream: &mut RequestHeader) -> Result<()> {
+    pub(super) fn say(&self, upstream: &mut RequestHeader) -> Result<()> {
         for forged in FORGED {
             upstream.remove_header(&forged);
         }
         match &self.client {
             Some(client) => upstream.insert_header(X_FORWARDED_FOR, client.clone())?,
-            None => drop(upstream.remove_header(&X_FORWARDED_FOR)),
+            None => drop(upstream.remove_header(X_FORWARDED_FOR)),
         }
         upstream.insert_header(X_FORWARDED_PROTO, self.proto.clone())?;
         upstream.insert_header(X_FORWARDED_HOST, self.host.clone())?;
-        upstream.insert_header(header::FORWARDED, self.forwarded.clone())
+        upstream.insert_header(FORWARDED, self.forwarded.clone())
     }
-}
-
-/// Says for whom the request is forwarded, and its id.
-pub(super) fn forwarded(
-    downstream: &Downstream,
-    upstream: &mut RequestHeader,
-    host: &str,
-    id: &RequestId,
-) -> Result<()> {
-    let host = super::one_host(downstream.req_header()).unwrap_or(host);
-    let known = Connection::of(downstream.digest()).map(|connection| &connection.forwarding);
-    match known.and_then(OnceLock::get).filter(|known| known.host == host) {
-        Some(known) => known.say(upstream)?,
-        None => {
-            let new = Forwarding::new(downstream, host)?;
-            new.say(upstream)?;
-            if let Some(known) = known {
-                // A connection's later hosts are made each time: browsers use one for each.
-                let _ = known.set(new);
-            }
-        }
-    }
-    upstream.insert_header(X_REQUEST_ID, id.0.clone())
 }
 
 /// RFC 7239: what has a colon in it is quoted, and an IPv6 address bracketed.
@@ -146,6 +134,9 @@ pub(super) fn has_plain_length(headers: &HeaderMap) -> bool {
 /// RFC 9110, 7.8: an `Upgrade` counts only where `Connection` names it. Pingora reads the first
 /// alone, and would make an upgrade of it that the client never asked for.
 pub(super) fn drop_stray_upgrade(request: &mut RequestHeader) {
+    if !request.headers.contains_key(header::UPGRADE) {
+        return;
+    }
     let named = request.headers.get_all(header::CONNECTION).iter().any(|connection| {
         connection.to_str().is_ok_and(|names| {
             names.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))

@@ -6,13 +6,14 @@ use std::{
     os::fd::RawFd,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use pingora::{
@@ -31,7 +32,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 
-use super::{Connections, Edge, headers::Forwarding};
+use super::{Connections, Edge, target::Target};
 
 /// How long idle connections may bring one more request after the listeners are closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
@@ -85,8 +86,8 @@ pub(super) struct Connection {
     pub(super) socket: RawFd,
     /// Whether a request is under way, head and all: no deadline runs then.
     in_request: AtomicBool,
-    /// What its requests say of it.
-    pub(super) forwarding: OnceLock<Forwarding>,
+    /// Whom its last request was for.
+    pub(super) target: ArcSwapOption<Target>,
     /// Whether it is HTTP/2, and so carries any number of requests at once.
     http2: AtomicBool,
 }
@@ -133,7 +134,7 @@ impl Guarded {
             socket: stream.id(),
             in_request,
             http2,
-            forwarding: OnceLock::new(),
+            target: ArcSwapOption::empty(),
         });
         // Pingora carries this digest to every request: it is how the hooks find the connection.
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");

@@ -31,7 +31,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive {
 };
 
 /// How a request wants to be spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Manner {
     grpc: bool,
     upgrade: bool,

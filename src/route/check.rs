@@ -3,6 +3,7 @@
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::HeaderName;
 
 use super::{
@@ -342,6 +343,7 @@ impl Check<'_> {
 
     fn set_header(&mut self, name: &str, value: &str) -> Option<SetHeader> {
         let path = ["upstream", "set_headers", name];
+        let spelled = Bytes::copy_from_slice(name.as_bytes());
         let Ok(name) = HeaderName::try_from(name) else {
             self.found.key(&path, format!("`{name}` is no name of a header"));
             return None;
@@ -360,7 +362,7 @@ impl Check<'_> {
         } else {
             SetValue::Fixed(fixed)
         };
-        Some(SetHeader { name, value })
+        Some(SetHeader { name, spelled, value })
     }
 
     /// The text as it may look once it is rendered; `None` if it cannot be.

@@ -76,6 +76,11 @@ async fn an_instance_on_a_unix_socket_is_served_in_every_way() {
         )
         .start();
     for _ in 0..2 {
+        // While it is open, it does not sleep between two of these.
+        let url = format!("ws://alice.test:{}/ws", edge.http.port());
+        let socket = tokio::net::TcpStream::connect(edge.http).await.expect("a connection");
+        let opened = tokio_tungstenite::client_async(url, socket).await;
+        let opened = opened.expect("a WebSocket");
         let url = edge.url("alice.test", "/whoami");
         let who: Value = client().get(url).send().await.expect("it").json().await.expect("JSON");
         assert!(who["address"].as_str().expect("an address").starts_with("unix:/"), "{who}");
@@ -83,10 +88,7 @@ async fn an_instance_on_a_unix_socket_is_served_in_every_way() {
         let sent = client().post(url).body(vec![0; 2_000_000]).send().await.expect("an answer");
         let sent: Value = sent.json().await.expect("JSON");
         assert_eq!(sent["bytes"], 2_000_000);
-        let url = format!("ws://alice.test:{}/ws", edge.http.port());
-        let socket = tokio::net::TcpStream::connect(edge.http).await.expect("a connection");
-        let opened = tokio_tungstenite::client_async(url, socket).await;
-        drop(opened.expect("a WebSocket"));
+        drop(opened);
         edge.wait_state("alice.test", "asleep");
     }
     assert_eq!(edge.starts("alice.test"), 2);

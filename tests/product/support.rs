@@ -283,7 +283,7 @@ impl Drop for Edge {
 }
 
 /// Kills every process that has this folder in its marks: what the edge left up on purpose.
-fn end_instances(dir: &Path) {
+pub(crate) fn end_instances(dir: &Path) {
     let dir = dir.to_string_lossy().into_owned();
     for process in procfs::process::all_processes().expect("/proc").flatten() {
         let marked = process.environ().is_ok_and(|environ| {

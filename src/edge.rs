@@ -46,6 +46,8 @@ use target::Target;
 
 /// How often one request may try to connect.
 const CONNECTS_MAX: u32 = 3;
+/// A connection came about, but too late for the life that it was meant for.
+const TOO_LATE: ErrorType = ErrorType::Custom("its life was over before it was connected");
 
 /// The proxy.
 #[derive(Debug)]
@@ -204,6 +206,9 @@ impl ProxyHttp for Edge {
         })
     }
 
+    /// Nothing was sent yet. A connect waits for as long as nothing answers it, and then reaches
+    /// whoever has the address: once its life is over, that may be another session's instance.
+    /// Test: a_connect_that_outlives_its_instance_brings_nothing_to_the_next_at_its_address.
     async fn connected_to_upstream(
         &self,
         _: &mut Downstream,
@@ -213,9 +218,13 @@ impl ProxyHttp for Edge {
         _: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        if let Some(began) = ctx.connect_began.filter(|_| !reused) {
-            ctx.connect_took = began.elapsed();
+        if reused {
+            return Ok(());
         }
+        if ctx.lease.take_if(|lease| lease.is_over()).is_some() {
+            return Error::e_explain(TOO_LATE, "leased anew");
+        }
+        ctx.connect_took = ctx.connect_began.map_or(Duration::ZERO, |began| began.elapsed());
         Ok(())
     }
 
@@ -232,16 +241,16 @@ impl ProxyHttp for Edge {
         error
     }
 
-    /// Never replayed once a byte of it may have reached the instance.
+    /// Never replayed once a byte of it may have reached an instance.
     fn error_while_proxy(
         &self,
         _: &HttpPeer,
         _: &mut Downstream,
         mut error: Box<Error>,
-        _: &mut Ctx,
+        ctx: &mut Ctx,
         _: bool,
     ) -> Box<Error> {
-        error.set_retry(false);
+        error.set_retry(*error.etype() == TOO_LATE && ctx.connects < CONNECTS_MAX);
         error
     }
 
@@ -369,6 +378,7 @@ fn answer_to(error: &Error, ctx: &Ctx) -> Answer {
         (ErrorSource::Upstream, ErrorType::ReadTimedout) => Answer::Silent,
         (ErrorSource::Upstream, _) if ctx.connect_failed.is_some() => Answer::NotListening,
         (ErrorSource::Upstream, _) => Answer::Broken,
+        (_, kind) if *kind == TOO_LATE => Answer::Broken,
         (ErrorSource::Internal | ErrorSource::Unset, _) => Answer::Internal,
     }
 }

@@ -25,7 +25,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, Semaphore},
+};
 use tokio_util::task::TaskTracker;
 
 pub use cell::{Moment, Phase};
@@ -135,6 +138,8 @@ pub struct Fleet {
     newest: AtomicU64,
     /// Cleared while another process may hold leases on the same instances: nothing sleeps then.
     may_sleep: AtomicBool,
+    /// Told when it is set again.
+    sleep_allowed: Notify,
 }
 
 impl Fleet {
@@ -161,6 +166,7 @@ impl Fleet {
             next_id: AtomicU64::new(0),
             newest: AtomicU64::new(millis_since_1970()),
             may_sleep: AtomicBool::new(true),
+            sleep_allowed: Notify::new(),
         })
     }
 
@@ -241,8 +247,21 @@ impl Fleet {
     /// instances still serves requests.
     pub fn set_may_sleep(&self, may: bool) {
         if !self.may_sleep.swap(may, Ordering::AcqRel) && may {
+            self.sleep_allowed.notify_waiters();
             // Routes that went meanwhile.
             self.replan();
+        }
+    }
+
+    /// Returns once instances may be put to sleep.
+    async fn until_may_sleep(&self) {
+        loop {
+            // Before the look: from here on it is told.
+            let allowed = self.sleep_allowed.notified();
+            if self.may_sleep.load(Ordering::Acquire) {
+                return;
+            }
+            allowed.await;
         }
     }
 

@@ -131,23 +131,26 @@ impl Engine for Scripted {
     }
 
     async fn list(&self) -> Result<Vec<Instance>, Error> {
-        Ok(Vec::new())
+        Ok(self.running.lock().unwrap().iter().map(running).collect())
     }
 
     async fn inspect(&self, id: &SessionId, _: &Spec) -> Result<Option<Instance>, Error> {
         self.inspections.fetch_add(1, SeqCst);
-        let life = self.running.lock().unwrap().get(id.host()).cloned();
-        Ok(life.map(|life| Instance {
-            session: id.clone(),
-            generation: Generation(0),
-            life: Some(life),
-            state: InstanceState::Running(Health::Healthy),
-        }))
+        Ok(self.running.lock().unwrap().get_key_value(id.host()).map(running))
     }
 
     fn events(&self) -> BoxStream<'static, EngineEvent> {
         let events = self.changed.subscribe();
         stream::unfold(events, async |mut events| Some((events.recv().await.ok()?, events))).boxed()
+    }
+}
+
+fn running((host, life): (&String, &Life)) -> Instance {
+    Instance {
+        session: SessionId::new(host.as_str()),
+        generation: Generation(0),
+        life: Some(life.clone()),
+        state: InstanceState::Running(Health::Healthy),
     }
 }
 
@@ -170,14 +173,17 @@ fn plan() -> Plan {
 async fn fleet(engine: &Arc<Scripted>, starts: usize, limits: Limits) -> Arc<Fleet> {
     let port: Arc<dyn Engine> = engine.clone();
     let fleet = Fleet::new([("engine".into(), port)], starts, limits, Box::new(|_| Some(plan())));
+    run(&fleet).await;
+    fleet
+}
+
+/// Returns once it has adopted what runs.
+async fn run(fleet: &Arc<Fleet>) {
     let adopted = Arc::new(Notify::new());
     let told = Arc::clone(&adopted);
     // Ends with the test's runtime.
-    drop(
-        tokio::runtime::Handle::current().spawn(Arc::clone(&fleet).run(move || told.notify_one())),
-    );
+    drop(tokio::runtime::Handle::current().spawn(Arc::clone(fleet).run(move || told.notify_one())));
     adopted.notified().await;
-    fleet
 }
 
 const LIMITS: Limits = Limits { held: 1000, sessions: 1000 };
@@ -338,6 +344,23 @@ async fn while_another_process_serves_the_same_instances_nothing_is_put_to_sleep
     fleet.set_may_sleep(true);
     sleep(SECOND * 2).await;
     assert_eq!(fleet.session("a.test").unwrap().state, "asleep");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_route_wants_sleeps_as_soon_as_no_other_process_serves_it() {
+    let engine = Scripted::new();
+    engine.running.lock().unwrap().insert("a.test".to_owned(), Life::new("left"));
+    let port: Arc<dyn Engine> = engine.clone();
+    let fleet = Fleet::new([("engine".into(), port)], 8, LIMITS, Box::new(|_| None));
+    fleet.set_may_sleep(false);
+    run(&fleet).await;
+    sleep(SECOND * 300).await;
+    assert_eq!(engine.sleeps.load(SeqCst), 0);
+    fleet.set_may_sleep(true);
+    // The engine's own sleep takes a tenth of a second.
+    sleep(SECOND / 5).await;
+    assert_eq!(engine.sleeps.load(SeqCst), 1);
+    assert!(engine.running.lock().unwrap().is_empty());
 }
 
 /// A storm of clients, failures and deaths. The engine itself fails the test when calls overlap,

@@ -171,6 +171,11 @@ async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     bound
 }
 
+/// A full backlog is somebody, and so is who has left before we were let in: then we look again.
+fn is_somebody(error: io::ErrorKind) -> bool {
+    matches!(error, io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionReset)
+}
+
 /// Fails unless `path` is free, or is a socket that nobody listens on any more.
 async fn refuse_living(path: &Path) -> io::Result<()> {
     let kind = match fs::symlink_metadata(path) {
@@ -187,8 +192,7 @@ async fn refuse_living(path: &Path) -> io::Result<()> {
     match UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // A full backlog is somebody, too.
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        Err(error) if !is_somebody(error.kind()) => Err(error),
         Ok(_) | Err(_) => {
             Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on it"))
         }

@@ -1,15 +1,12 @@
 //! At boot, and whenever events may have been missed: what is ours and routed is adopted, what is
 //! ours and unrouted is put to sleep.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use tokio::time::timeout;
 
-use super::{EnginePort, Fleet, LOOK_AGAIN, cell::Placed};
+use super::{EnginePort, Fleet, cell::Placed};
 use crate::{
     engine::{Instance, InstanceState},
     session::{Depth, Event, SessionId, Spec},
@@ -94,9 +91,7 @@ impl Fleet {
         let task = async move {
             let session = &instance.session;
             tracing::info!(%session, "no route wants this instance: it goes to sleep");
-            while !fleet.may_sleep.load(Ordering::Acquire) {
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
+            fleet.until_may_sleep().await;
             for attempt in 1..=TRIES_MAX {
                 let life = instance.life.as_ref();
                 match engine.sleep(session, &Spec::default(), life, Depth::Stopped).await {

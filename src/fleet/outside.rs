@@ -59,48 +59,81 @@ async fn resync(fleet: &Arc<Fleet>, name: &Arc<str>) {
 /// instance refused a connection, and when: an older word of the engine says nothing about that.
 pub(super) async fn judge(cell: &Arc<Cell>, suspected: Option<(Generation, Instant)>) -> Verdict {
     let mut vouched = cell.inspection.lock().await;
-    let (before, plan, life) = {
-        let mut core = cell.lock();
-        let before = look(cell, &core);
-        core.look_again |= before == Look::Busy;
-        let placed = core.placed.as_ref();
-        let plan = placed.map_or_else(|| Arc::clone(&core.plan), |placed| Arc::clone(&placed.plan));
-        (before, plan, placed.and_then(|placed| placed.life.clone()))
-    };
-    let generation = match before {
-        Look::Busy => return Verdict::Gone,
-        Look::Running(generation) | Look::Asleep(generation, _) => generation,
-    };
-    let now = tokio::time::Instant::now().into_std();
-    if let Some((suspected, refused_at)) = suspected {
-        if before != Look::Running(suspected) {
-            return Verdict::Gone;
-        }
-        if vouched.is_some_and(|(g, at)| g == suspected && refused_at <= at) {
-            return Verdict::Runs;
-        }
+    let Some(sight) = Sight::of(cell) else { return Verdict::Gone };
+    let known = suspected.and_then(|suspicion| sight.answers(suspicion, *vouched));
+    if let Some(verdict) = known {
+        return verdict;
     }
-    let found = match cell.fleet.inspect_whole(cell, &plan).await {
-        Ok(found) => found,
+    let asked_at = tokio::time::Instant::now().into_std();
+    match sight.ask(cell).await {
+        Ok(Some(event)) => {
+            sight.tell(cell, event);
+            Verdict::Gone
+        }
+        Ok(None) => {
+            *vouched = Some((sight.generation, asked_at));
+            Verdict::Runs
+        }
         Err(error) => {
             let session = &cell.session;
             tracing::warn!(%session, %error, "cannot ask the engine about an instance");
-            return Verdict::Runs;
+            Verdict::Runs
         }
-    };
-    let event = verdict(before, found, life.as_ref(), cell.fleet.deepest(&plan.engine));
-    let Some(event) = event else {
-        *vouched = Some((generation, now));
-        return Verdict::Runs;
-    };
-    cell.fleet.apply(cell, "found by the engine", |core, now, out| {
-        // What was seen may be about a life that has ended since.
-        if look(cell, core) == before {
-            core.look_again |= matches!(before, Look::Running(_));
-            core.machine.handle(event, now, out);
+    }
+}
+
+/// A session as it was when an inspection began: what the engine then says is about this.
+struct Sight {
+    before: Look,
+    generation: Generation,
+    plan: Arc<Plan>,
+    life: Option<Life>,
+}
+
+impl Sight {
+    /// `None` while an engine call is under way; its end looks again.
+    fn of(cell: &Cell) -> Option<Self> {
+        let mut core = cell.lock();
+        let before = look(cell, &core);
+        let (Look::Running(generation) | Look::Asleep(generation, _)) = before else {
+            core.look_again = true;
+            return None;
+        };
+        let placed = core.placed.as_ref();
+        let plan = placed.map_or_else(|| Arc::clone(&core.plan), |placed| Arc::clone(&placed.plan));
+        let life = placed.and_then(|placed| placed.life.clone());
+        Some(Self { before, generation, plan, life })
+    }
+
+    /// What is known of a suspicion without asking.
+    fn answers(
+        &self,
+        (suspected, refused_at): (Generation, Instant),
+        vouched: Option<(Generation, Instant)>,
+    ) -> Option<Verdict> {
+        if self.before != Look::Running(suspected) {
+            return Some(Verdict::Gone);
         }
-    });
-    Verdict::Gone
+        let since = vouched.is_some_and(|(g, at)| g == suspected && refused_at <= at);
+        since.then_some(Verdict::Runs)
+    }
+
+    /// What the engine's word changes; `None` when all is as it was.
+    async fn ask(&self, cell: &Cell) -> Result<Option<Event>, engine::Error> {
+        let found = cell.fleet.inspect_whole(cell, &self.plan).await?;
+        let deepest = cell.fleet.deepest(&self.plan.engine);
+        Ok(verdict(self.before, found, self.life.as_ref(), deepest))
+    }
+
+    fn tell(&self, cell: &Arc<Cell>, event: Event) {
+        cell.fleet.apply(cell, "found by the engine", |core, now, out| {
+            // What was seen may be about a life that has ended since.
+            if look(cell, core) == self.before {
+                core.look_again |= matches!(self.before, Look::Running(_));
+                core.machine.handle(event, now, out);
+            }
+        });
+    }
 }
 
 /// An engine call for this session has ended: looks, if something was reported meanwhile.

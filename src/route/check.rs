@@ -170,27 +170,16 @@ impl Check<'_> {
     }
 
     fn docker(&mut self, table: DockerTable) -> DockerSpec {
-        let DockerTable {
-            container,
-            label,
-            network,
-            runtime,
-            publish,
-            user,
-            read_only,
-            tmpfs,
-            cap_add,
-            grace,
-        } = table;
-        if container.is_some() && label.is_some() {
+        if table.container.is_some() && table.label.is_some() {
             let path = ["instance", "docker", "label"];
             self.found.value(&path, "either `container` or `label`, not both");
         }
-        if label.as_ref().is_some_and(|label| !label.contains('=') || label.starts_with('=')) {
+        if table.label.as_ref().is_some_and(|label| !label.contains('=') || label.starts_with('='))
+        {
             let path = ["instance", "docker", "label"];
             self.found.value(&path, "not a label, expected `KEY=VALUE`");
         }
-        let publish = match publish {
+        let publish = match table.publish {
             Publish::Local(false) => None,
             Publish::Local(true) => Some("127.0.0.1".to_owned()),
             Publish::On(address) => {
@@ -201,22 +190,23 @@ impl Check<'_> {
                 Some(address)
             }
         };
-        for (index, folder) in tmpfs.iter().enumerate().filter(|(_, tmpfs)| !tmpfs.starts_with('/'))
+        for (index, folder) in
+            table.tmpfs.iter().enumerate().filter(|(_, tmpfs)| !tmpfs.starts_with('/'))
         {
             let path = ["instance", "docker", "tmpfs", &index.to_string()];
             self.found.value(&path, format!("`{folder}` is no absolute path"));
         }
         DockerSpec {
-            container,
-            label,
-            network,
-            runtime,
             publish,
-            user,
-            read_only,
-            tmpfs,
-            cap_add,
-            grace: grace.0,
+            container: table.container,
+            label: table.label,
+            network: table.network,
+            runtime: table.runtime,
+            user: table.user,
+            read_only: table.read_only,
+            tmpfs: table.tmpfs,
+            cap_add: table.cap_add,
+            grace: table.grace.0,
         }
     }
 

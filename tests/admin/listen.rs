@@ -84,6 +84,19 @@ async fn a_living_socket_is_waited_for_and_then_taken_over() {
 }
 
 #[tokio::test]
+async fn a_socket_whose_owner_leaves_as_it_is_asked_for_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    let before = Listener::unix(&path).await.unwrap();
+    let mut next = std::pin::pin!(Listener::unix(&path));
+    // It has knocked, and has not heard yet what came of it.
+    assert!(futures::poll!(&mut next).is_pending());
+    drop(before);
+    let next = tokio::time::timeout(DEADLINE, next).await.unwrap();
+    assert!(next.is_ok(), "{next:?}");
+}
+
+#[tokio::test]
 async fn an_address_that_stays_in_use_is_an_error_that_names_it() {
     let taken = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = taken.address().unwrap();

@@ -122,8 +122,11 @@ async fn explain_knows_what_the_session_does_now() {
     ask(&bed, &["sleep", ALICE]).await.code(DONE);
     bed.until(ALICE, "asleep").await;
     explain().await.says("now       asleep (stopped), and would wake: a request is held");
-    bed.engine.fail_next(Error::Missing("no such program".into()));
-    ask(&bed, &["wake", ALICE]).await.code(FAILED);
+    // Cooldowns double: this one outlasts a few commands.
+    for _ in 0..5 {
+        bed.engine.fail_next(Error::Missing("no such program".into()));
+        ask(&bed, &["wake", ALICE]).await.code(FAILED);
+    }
     bed.until(ALICE, "asleep").await;
     explain().await.says("its last wake failed (no such program): a request gets 503 for");
 

@@ -131,8 +131,11 @@ async fn the_metrics_are_prometheus_text_and_tell_what_happened() {
     for host in ["alice.test", "alice.test", "bob.test", "nowhere.example"] {
         client().get(edge.url(host, "/whoami")).send().await.expect("an answer");
     }
-    // A request is counted after its last byte was sent.
+    // A request is counted after its last byte was sent, and gives its lease back after that.
     edge.wait_until("all are counted", |edge| edge.metric(&["dormouse_requests_total"]) == 4.0);
+    edge.wait_until("no lease is left", |edge| {
+        ["alice.test", "bob.test"].iter().all(|host| edge.session(host)["leases"] == 0)
+    });
     let after = metrics(&edge).await;
     assert_eq!(after["dormouse_requests_total{class=\"2xx\"}"], 3.0);
     assert_eq!(after["dormouse_requests_total{class=\"4xx\"}"], 1.0);

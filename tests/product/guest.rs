@@ -217,6 +217,17 @@ async fn stick(at: SocketAddr) {
     std::future::pending::<()>().await;
 }
 
+/// Takes what room there is in the queue of one that is [`Guest::Stuck`].
+pub(crate) async fn fill_queue(address: &str) -> Vec<TcpStream> {
+    let mut queue = Vec::new();
+    let second = Duration::from_secs(1);
+    while let Ok(Ok(one)) = tokio::time::timeout(second, TcpStream::connect(address)).await {
+        queue.push(one);
+        assert!(queue.len() < 100, "its queue does not fill up");
+    }
+    queue
+}
+
 /// All that a recorder received, a text for each connection.
 pub(crate) fn recorded(edge: &Edge, host: &str) -> Vec<String> {
     let file = |number| fs::read(edge.path(&format!("bytes/{host}-{number}"))).ok();

@@ -161,7 +161,7 @@ async fn a_route_that_is_removed_ends_for_new_requests_and_not_for_open_streams(
     });
     assert_eq!(get(&client, &url).await.0, 404);
     socket.assert_echoes().await;
-    assert_eq!(edge.session("bob.gone.test")["retired"], true);
+    edge.wait_until("bob is retired", |edge| edge.session("bob.gone.test")["retired"] == true);
     assert!(motion(bob.pid).is_some());
     drop(socket);
     edge.wait_state("bob.gone.test", "asleep");
@@ -179,12 +179,15 @@ async fn a_broken_route_changes_nothing_and_is_told_until_it_is_mended() {
     edge.write_route("added", &good.replace("{session}.test", "{session}.added.test"));
     edge.wait_until("the route is live", |edge| edge.metric(&["dormouse_routes "]) as u64 == 2);
 
-    // Both change, one is broken: neither counts.
-    edge.write_route("added", &good.replace("{session}.test", "{session}.moved.test"));
+    // Both change, one is broken: neither counts. The broken one first, or the other alone would
+    // count if it took us long to write both.
     edge.write_route("demo", &format!("{good}[idle]\nafer = \"1ms\"\n"));
-    edge.wait_until("the error is counted", |edge| {
-        edge.metric(&["dormouse_route_errors "]) as u64 == 1
+    edge.write_route("added", &good.replace("{session}.test", "{session}.moved.test"));
+    // The list is filled after the count is.
+    edge.wait_until("the error is listed", |edge| {
+        edge.admin_get("/v1/routes")["errors"].as_array().is_some_and(|all| !all.is_empty())
     });
+    assert_eq!(edge.metric(&["dormouse_route_errors "]) as u64, 1);
     let row = good.lines().count() + 2;
     let errors = edge.admin_get("/v1/routes")["errors"].clone();
     assert_eq!(errors.as_array().map(Vec::len), Some(1), "{errors}");
@@ -192,15 +195,19 @@ async fn a_broken_route_changes_nothing_and_is_told_until_it_is_mended() {
     let hint = errors[0]["hint"].as_str().expect("a hint");
     assert!(hint.contains("after"), "{hint}");
     let place = format!("demo.toml:{row}:1");
-    assert_eq!(edge.log_count(&["ERROR", &place]), 1, "told once, with its place");
+    edge.wait_until("it is told, with its place", |edge| edge.log_count(&["ERROR", &place]) == 1);
     let client = client();
     assert_eq!(get(&client, &edge.url("bob.added.test", "/whoami")).await.0, 200);
     assert_eq!(get(&client, &edge.url("bob.moved.test", "/whoami")).await.0, 404);
     load.flows(&mut edge);
 
     edge.write_route("demo", &good);
-    edge.wait_until("it is mended", |edge| edge.metric(&["dormouse_route_errors "]) as u64 == 0);
-    assert_eq!(edge.admin_get("/v1/routes")["errors"], Value::Array(Vec::new()));
+    // The list is emptied after the count is.
+    edge.wait_until("it is mended", |edge| {
+        edge.admin_get("/v1/routes")["errors"] == Value::Array(Vec::new())
+    });
+    assert_eq!(edge.metric(&["dormouse_route_errors "]) as u64, 0);
+    assert_eq!(edge.log_count(&["ERROR", &place]), 1, "told once");
     assert_eq!(get(&client, &edge.url("bob.moved.test", "/whoami")).await.0, 200);
     load.flows(&mut edge);
     end(&edge, load).await;

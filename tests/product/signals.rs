@@ -11,6 +11,7 @@ use std::{
 use rustix::process::Signal;
 
 use crate::{
+    hold::{gated, open_gate},
     life::{Socket, motion, put_to_sleep, who},
     routes::{Load, get},
     support::{DORMOUSE, Edge, Setup, blocking, client, wait_exit, witnessed},
@@ -114,7 +115,12 @@ fn hand_over(edge: &mut Edge) -> std::process::Child {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigquit_hands_over_under_load_and_no_request_fails() {
     let idle = "[idle]\nafter = \"100ms\"\nmin_awake = \"0s\"\n";
-    let mut edge = Setup::new().config(DRAIN_LONG).route("demo", &witnessed("", idle)).start();
+    let alices = witnessed("", idle).replace("{session}.test", "alice.test");
+    let mut edge = Setup::new()
+        .config(DRAIN_LONG)
+        .route("alice", &alices)
+        .route("demo", &witnessed("", ""))
+        .start();
     let client = client();
     let mut socket = Socket::open(&edge, "alice.test", "?tick=1").await;
     let alice = who(&client, &edge, "alice.test").await;
@@ -206,7 +212,7 @@ async fn after_kill_9_what_runs_is_adopted_and_what_no_route_wants_sleeps() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wake_that_a_crash_cut_off_goes_on_in_the_next_edge() {
-    let mut edge = Setup::new().route("demo", &witnessed("--listen-after 1s", "")).start();
+    let mut edge = Setup::new().route("demo", &gated("")).start();
     let url = edge.url("alice.test", "/whoami");
     let asker = client();
     let cut = tokio::spawn(async move { get(&asker, &url).await });
@@ -214,6 +220,7 @@ async fn a_wake_that_a_crash_cut_off_goes_on_in_the_next_edge() {
     edge.kill();
     assert_eq!(cut.await.expect("no panic").0, 0, "nobody is there to answer");
     edge.spawn(&[]);
+    open_gate(&edge, "alice.test");
     who(&client(), &edge, "alice.test").await;
     assert_eq!(edge.starts("alice.test"), 1);
 }

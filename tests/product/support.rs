@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,8 @@ pub(crate) struct Edge {
     pub(crate) admin: SocketAddr,
     child: Option<Child>,
     log: Arc<Mutex<Vec<String>>>,
+    /// Each reads the log of one process to its end.
+    readers: Mutex<Vec<JoinHandle<()>>>,
     announced: Vec<String>,
 }
 
@@ -65,8 +68,8 @@ impl Setup {
         let toml = format!("{listen}{engines}{}", self.toml);
         fs::write(dir.path().join("dormouse.toml"), toml).expect("dormouse.toml");
         fs::create_dir(dir.path().join("routes")).expect("routes");
-        let log = Arc::default();
-        let mut edge = Edge { dir, http, admin, child: None, log, announced: Vec::new() };
+        let (log, readers, announced) = (Arc::default(), Mutex::default(), Vec::new());
+        let mut edge = Edge { dir, http, admin, child: None, log, readers, announced };
         for (name, toml) in &self.routes {
             edge.write_route(name, toml);
         }
@@ -104,12 +107,13 @@ impl Edge {
             .spawn()
             .expect("the binary starts");
         let (stderr, log) = (child.stderr.take().expect("piped"), Arc::clone(&self.log));
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             use std::io::BufRead;
             for line in std::io::BufReader::new(stderr).lines().map_while(Result::ok) {
                 log.lock().expect("log").push(line);
             }
         });
+        self.readers.lock().expect("readers").push(reader);
         child
     }
 
@@ -159,10 +163,19 @@ impl Edge {
         child.wait().expect("wait");
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits for the process to end by itself; its log is complete then.
     pub(crate) fn wait_exit(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("it runs");
-        wait_exit(&mut child)
+        let status = wait_exit(&mut child);
+        self.read_log_to_its_end();
+        status
+    }
+
+    /// Once every process of this edge has ended: what they said last may still be in a pipe.
+    fn read_log_to_its_end(&self) {
+        for reader in self.readers.lock().expect("readers").drain(..) {
+            reader.join().expect("it does not panic");
+        }
     }
 
     pub(crate) fn assert_lives(&mut self) {
@@ -258,6 +271,7 @@ impl Drop for Edge {
             eprintln!("the edge's log:\n{}", self.log().join("\n"));
             return;
         }
+        self.read_log_to_its_end();
         let loud: Vec<_> = self
             .log()
             .into_iter()
@@ -269,7 +283,7 @@ impl Drop for Edge {
 }
 
 /// Kills every process that has this folder in its marks: what the edge left up on purpose.
-fn end_instances(dir: &Path) {
+pub(crate) fn end_instances(dir: &Path) {
     let dir = dir.to_string_lossy().into_owned();
     for process in procfs::process::all_processes().expect("/proc").flatten() {
         let marked = process.environ().is_ok_and(|environ| {

@@ -283,15 +283,7 @@ async fn connect_gives_up_on_an_instance_that_accepts_nothing() {
     let address = session["session"]["address"].as_str().expect("an address").to_owned();
     fs::write(edge.path("deaf"), "").expect("a file");
     edge.wait_until("it is stuck", |edge| edge.path("stuck").exists());
-    // Fills what room there is.
-    let mut queue = Vec::new();
-    let second = Duration::from_secs(1);
-    while let Ok(Ok(one)) =
-        tokio::time::timeout(second, tokio::net::TcpStream::connect(&address)).await
-    {
-        queue.push(one);
-        assert!(queue.len() < 100, "its queue does not fill up");
-    }
+    let _queue = guest::fill_queue(&address).await;
     let answer = client().get(edge.url("alice.test", "/")).send().await.expect("an answer");
     assert_eq!(answer.status(), 502);
     assert_eq!(edge.starts("alice.test"), 1, "it runs: no reason to wake it again");

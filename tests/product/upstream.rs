@@ -3,10 +3,11 @@
 use std::{fs, time::Duration};
 
 use serde_json::Value;
+use tokio::{io::AsyncReadExt as _, task::JoinSet};
 
 use crate::{
     guest::{self, Guest},
-    support::{Edge, Setup, client, witnessed},
+    support::{Edge, Setup, client, end_instances, witnessed},
     wire::Wire,
 };
 
@@ -76,6 +77,11 @@ async fn an_instance_on_a_unix_socket_is_served_in_every_way() {
         )
         .start();
     for _ in 0..2 {
+        // While it is open, it does not sleep between two of these.
+        let url = format!("ws://alice.test:{}/ws", edge.http.port());
+        let socket = tokio::net::TcpStream::connect(edge.http).await.expect("a connection");
+        let opened = tokio_tungstenite::client_async(url, socket).await;
+        let opened = opened.expect("a WebSocket");
         let url = edge.url("alice.test", "/whoami");
         let who: Value = client().get(url).send().await.expect("it").json().await.expect("JSON");
         assert!(who["address"].as_str().expect("an address").starts_with("unix:/"), "{who}");
@@ -83,10 +89,7 @@ async fn an_instance_on_a_unix_socket_is_served_in_every_way() {
         let sent = client().post(url).body(vec![0; 2_000_000]).send().await.expect("an answer");
         let sent: Value = sent.json().await.expect("JSON");
         assert_eq!(sent["bytes"], 2_000_000);
-        let url = format!("ws://alice.test:{}/ws", edge.http.port());
-        let socket = tokio::net::TcpStream::connect(edge.http).await.expect("a connection");
-        let opened = tokio_tungstenite::client_async(url, socket).await;
-        drop(opened.expect("a WebSocket"));
+        drop(opened);
         edge.wait_state("alice.test", "asleep");
     }
     assert_eq!(edge.starts("alice.test"), 2);
@@ -262,6 +265,46 @@ fn the_strict_reader_finds_what_is_there() {
     ] {
         assert!(requests(&two(framing)).is_err(), "{framing:?}");
     }
+}
+
+/// A connect waits for as long as nothing answers it, and then reaches whoever has the address.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_that_outlives_its_instance_brings_nothing_to_the_next_at_its_address() {
+    let mut edge = Setup::new()
+        .config("[timeouts]\nconnect = \"30s\"\n")
+        .route("demo", &guest::route(Guest::Stuck, ""))
+        .start();
+    let (status, woken) = edge.admin_post("/v1/sessions/alice.test/wake");
+    assert_eq!(status, 200);
+    let address = woken["session"]["address"].as_str().expect("an address").to_owned();
+    fs::write(edge.path("deaf"), "").expect("a file");
+    edge.wait_until("it is stuck", |edge| edge.path("stuck").exists());
+    let queue = guest::fill_queue(&address).await;
+    // The next life is one that answers.
+    edge.write_route("demo", &witnessed("", ""));
+    edge.wait_until("the route has changed", |edge| edge.log_count(&["routes reloaded"]) == 1);
+    let mut asked = JoinSet::new();
+    asked.spawn(client().get(edge.url("alice.test", "/whoami")).send());
+    edge.wait_state("alice.test", "awake");
+
+    end_instances(edge.dir.path());
+    edge.wait_until("its end is noticed", |edge| edge.state("alice.test") != "awake");
+    let next = tokio::net::TcpListener::bind(&address).await.expect("its address is free");
+    let mut came = JoinSet::new();
+    came.spawn(async move {
+        let mut bytes = Vec::new();
+        let mut stream = next.accept().await.expect("accept").0;
+        stream.read_to_end(&mut bytes).await.map(|_| bytes)
+    });
+    let answer = asked.join_next().await.expect("one").expect("no panic").expect("an answer");
+    assert_eq!(answer.status(), 200);
+    assert_eq!(edge.starts("alice.test"), 2);
+    // If it came in the moment when nobody had the address, it came to nobody.
+    if let Some(came) = came.try_join_next() {
+        let came = came.expect("no panic").unwrap_or_default();
+        assert_eq!(String::from_utf8_lossy(&came), "");
+    }
+    drop(queue);
 }
 
 fn upgrade(host: &str) -> String {

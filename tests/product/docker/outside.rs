@@ -3,7 +3,7 @@
 use tokio::task::JoinSet;
 
 use super::{Yard, demo};
-use crate::support::client;
+use crate::{life::wait_arrived, support::client};
 
 const SOON: &str = "[idle]\nafter = \"1s\"\nmin_awake = \"0s\"\n";
 
@@ -37,7 +37,7 @@ async fn a_container_that_dies_under_a_request_costs_that_request_alone() {
     let url = yard.edge.url("alice.test", "/slow?ms=60000");
     let mut doomed = JoinSet::new();
     doomed.spawn(client().get(url).send());
-    yard.edge.wait_state("alice.test", "awake");
+    wait_arrived(&client(), &yard.edge, "alice.test").await;
     yard.docker(&["kill", &yard.name("alice.test")]);
     let doomed = doomed.join_next().await.expect("one").expect("it does not panic");
     let doomed = doomed.expect("an answer");

@@ -178,13 +178,12 @@ async fn a_missing_image_is_told_to_the_operator_and_not_to_the_client() {
     assert_eq!(status, 502, "{text}");
     assert!(!text.contains("secret-image") && !text.contains("docker"), "{text}");
     let why = "image `nowhere/secret-image:1` is not on the daemon: docker pull";
-    let session = yard.edge.session("alice.test");
-    assert!(session["last_error"].as_str().expect("an error").contains(why), "{session}");
-    assert_eq!(yard.edge.log_count(&["wake failed", why]), 1);
-
     let cooling = client().get(yard.edge.url("alice.test", "/")).send().await.expect("an answer");
     assert_eq!(cooling.status(), 503);
     assert!(cooling.headers().contains_key("retry-after"));
+    let session = yard.edge.session("alice.test");
+    assert!(session["last_error"].as_str().expect("an error").contains(why), "{session}");
+    yard.edge.wait_until("it is told", |edge| edge.log_count(&["wake failed", why]) == 1);
     assert_eq!(yard.edge.log_count(&["wake failed"]), 1, "a cooldown asks no engine");
     // Once it is there, an operator need not wait.
     yard.docker(&["tag", dockerd::IMAGE, "nowhere/secret-image:1"]);
@@ -241,14 +240,15 @@ async fn healthy_is_ready_and_a_paused_instance_need_not_become_healthy_again() 
 async fn an_instance_that_never_gets_healthy_is_given_up_in_time_and_cleaned_up() {
     let check = "HEALTHCHECK --interval=100ms --retries=2 CMD false";
     dockerd::shared().image("dormouse-test/never-healthy", &["--change", check]);
+    // Long enough for a busy daemon to start it: what is shown is that it gets no further.
     let route =
-        hello("[wake]\ntimeout = \"3s\"\n").replace("probe = \"http\"", "probe = \"engine\"");
+        hello("[wake]\ntimeout = \"10s\"\n").replace("probe = \"http\"", "probe = \"engine\"");
     let mut yard = Yard::new(&route.replace(dockerd::IMAGE, "dormouse-test/never-healthy"));
     let answer = client().get(yard.edge.url("alice.test", "/")).send().await.expect("an answer");
     assert_eq!(answer.status(), 504);
     assert!(answer.headers().contains_key("retry-after"));
     assert!(answer.text().await.expect("a body").contains("getting ready"));
+    assert_eq!(yard.get("alice.test", "/").await.0, 503, "it cools down");
     yard.edge.wait_state("alice.test", "asleep");
     assert_eq!(yard.status("alice.test"), "exited");
-    assert_eq!(yard.get("alice.test", "/").await.0, 503, "it cools down");
 }

@@ -18,6 +18,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use pingora::{
     apps::HttpServerOptions,
+    listeners::{L4BufferSettings, ListenerConfig},
     proxy::http_proxy,
     server::{
         RunArgs, Server,
@@ -189,7 +190,10 @@ fn edge_service(
     let listener = Listener::new(proxy, connections, config.timeouts.client_head);
     let mut service = Service::new("edge".to_owned(), listener);
     for address in &config.listen.http {
-        service.add_tcp(&address.to_string());
+        // Pingora reads heads and bodies into buffers of their own; one more, of 64 KiB, would stay
+        // with every idle client.
+        let unbuffered = L4BufferSettings::default().read(0);
+        service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(unbuffered));
     }
     service
 }

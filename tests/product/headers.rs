@@ -2,7 +2,11 @@
 
 use reqwest::{RequestBuilder, header::HeaderMap};
 
-use crate::support::{Edge, Setup, client, witnessed};
+use crate::{
+    guest::{self, Guest},
+    support::{Edge, Setup, client, witnessed},
+    wire::Wire,
+};
 
 fn edge(more: &str) -> Edge {
     Setup::new().route("demo", &witnessed("", more)).start()
@@ -168,6 +172,29 @@ async fn the_routes_headers_reach_the_instance_over_the_clients_own() {
     let shown = format!("{}{}", edge.admin_get("/v1/routes"), edge.session("alice.test"));
     assert!(!shown.contains("Bearer"), "{shown}");
     assert_eq!(edge.log_count(&["Bearer"]), 0, "a secret in the log");
+}
+
+/// KasmVNC, among others, looks for `Authorization: ` letter by letter.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_reach_the_instance_as_they_were_spelled() {
+    let more = "[upstream]\nset_headers = { Authorization = \"Bearer x\" }\n";
+    let edge = Setup::new().route("demo", &guest::route(Guest::Recorder, more)).start();
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    std::fs::write(edge.path("answer"), answer).expect("a file");
+    let head = "GET / HTTP/1.1\r\nHost: alice.test\r\nX-oDd: 1\r\nConnection: close\r\n\r\n";
+    let mut wire = Wire::sent(edge.http, head.as_bytes()).await;
+    assert!(wire.rest().await.starts_with("HTTP/1.1 200 "));
+    let arrived = guest::recorded(&edge, "alice.test").concat();
+    for name in [
+        "X-oDd",
+        "Authorization",
+        "X-Forwarded-For",
+        "X-Forwarded-Host",
+        "Forwarded",
+        "X-Request-Id",
+    ] {
+        assert!(arrived.contains(&format!("\r\n{name}: ")), "{name} is not in {arrived}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ mod listen;
 mod peer;
 mod respond;
 mod target;
+mod tunnel;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -43,6 +44,7 @@ use listen::Connection;
 use peer::Manner;
 use respond::Answer;
 use target::Target;
+use tunnel::Takeover;
 
 /// How often one request may try to connect.
 const CONNECTS_MAX: u32 = 3;
@@ -86,7 +88,9 @@ impl Edge {
         let endpoint = hold::ready(downstream, lease).await?;
         ctx.connect_began = Some(Instant::now());
         ctx.connects += 1;
-        peer::build(&endpoint, lease, route, route.tls(host), ctx.manner, &self.timeouts)
+        ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
+        let (tls, takeover) = (route.tls(host), ctx.takeover.clone());
+        peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts)
             .map_err(|_| Answer::Internal)
     }
 
@@ -116,6 +120,7 @@ pub struct Ctx {
     id: RequestId,
     target: Option<Arc<Target>>,
     manner: Manner,
+    takeover: Option<Arc<Takeover>>,
     lease: Option<Lease>,
     answer: Option<Answer>,
     connects: u32,
@@ -123,6 +128,24 @@ pub struct Ctx {
     connect_took: Duration,
     connect_failed: Option<Instant>,
     connection: Option<Arc<Connection>>,
+}
+
+impl Ctx {
+    /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
+    fn take_over(&mut self) {
+        let tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
+        if tls {
+            return;
+        }
+        let (Some(connection), Some(takeover)) = (&self.connection, self.takeover.take()) else {
+            return;
+        };
+        if let Some(lease) = self.lease.take() {
+            takeover.begin(lease);
+            // A connection is upgraded once.
+            let _ = connection.takeover.set(takeover);
+        }
+    }
 }
 
 impl fmt::Debug for Ctx {
@@ -148,6 +171,7 @@ impl ProxyHttp for Edge {
             id: RequestId::none(),
             target: None,
             manner: Manner::default(),
+            takeover: None,
             lease: None,
             answer: None,
             connects: 0,
@@ -286,6 +310,9 @@ impl ProxyHttp for Edge {
         ctx.id.answer(answer)?;
         if let Some(held) = ctx.lease.as_ref().and_then(Lease::held) {
             headers::server_timing(answer, held, ctx.connect_took)?;
+        }
+        if answer.status == StatusCode::SWITCHING_PROTOCOLS {
+            ctx.take_over();
         }
         Ok(())
     }

@@ -1,6 +1,9 @@
 //! The connections that are open: a bound on them, and a drain that ends with the last one.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use tokio::sync::Notify;
 
@@ -16,7 +19,7 @@ pub struct Connections {
 
 /// One open connection.
 #[derive(Debug)]
-pub(super) struct Place<'c>(&'c Connections);
+pub(super) struct Place(Arc<Connections>);
 
 impl Connections {
     /// At most `max` at once.
@@ -24,14 +27,14 @@ impl Connections {
         Self { max, open: AtomicUsize::new(0), none_left: Notify::new() }
     }
 
-    pub(super) fn enter(&self) -> Option<Place<'_>> {
+    pub(super) fn enter(self: &Arc<Self>) -> Option<Place> {
         let room = |open: usize| (open < self.max).then_some(open + 1);
         if self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, room).is_err() {
             METRICS.connections_refused.inc();
             return None;
         }
         METRICS.connections.inc();
-        Some(Place(self))
+        Some(Place(Arc::clone(self)))
     }
 
     /// Returns once no connection is open.
@@ -48,7 +51,7 @@ impl Connections {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         METRICS.connections.dec();
         if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -9,6 +9,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -30,9 +31,16 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
+use super::tunnel::Takeover;
+
+/// A socket to an instance.
+pub(super) type Socket = Either<TcpStream, UnixStream>;
+
 /// Connects such a stream.
 #[derive(Debug)]
-pub(super) struct Dial;
+pub(super) struct Dial {
+    pub(super) takeover: Arc<Takeover>,
+}
 
 #[async_trait]
 impl L4Connect for Dial {
@@ -47,21 +55,39 @@ impl L4Connect for Dial {
         let socket = connected.map_err(|error| {
             Error::because(ErrorType::ConnectError, "cannot connect for an upgrade", error)
         })?;
-        let hesitant = Hesitant { socket, hesitates: false };
+        let takeover = Arc::clone(&self.takeover);
+        let hesitant = Hesitant { socket: Some(socket), hesitates: false, takeover };
         Ok(VirtualSocketStream::new(Box::new(hesitant)).into())
     }
 }
 
-/// Its first read after a write yields once, so that all else that is ready goes before it.
+/// Its first read after a write yields once, so that all else that is ready goes before it. What
+/// was upgraded goes over to its tunnel when Pingora drops it.
 #[derive(Debug)]
 struct Hesitant {
-    socket: Either<TcpStream, UnixStream>,
+    /// Taken by the drop alone.
+    socket: Option<Socket>,
     hesitates: bool,
+    takeover: Arc<Takeover>,
+}
+
+impl Hesitant {
+    fn socket(&mut self) -> Pin<&mut Socket> {
+        Pin::new(self.socket.as_mut().expect("only the drop takes it"))
+    }
+}
+
+impl Drop for Hesitant {
+    fn drop(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            self.takeover.lay_down_instance(socket);
+        }
+    }
 }
 
 impl VirtualSocket for Hesitant {
     fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
-        let Either::Left(socket) = &self.socket else { return Ok(()) };
+        let Some(Either::Left(socket)) = &self.socket else { return Ok(()) };
         match option {
             VirtualSockOpt::NoDelay => socket.set_nodelay(true),
             VirtualSockOpt::KeepAlive(keepalive) => {
@@ -88,7 +114,10 @@ impl AsyncRead for Hesitant {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        Pin::new(&mut self.socket).poll_read(cx, buf)
+        if self.takeover.ends_reading(cx) {
+            return Poll::Ready(Ok(()));
+        }
+        self.socket().poll_read(cx, buf)
     }
 }
 
@@ -99,15 +128,18 @@ impl AsyncWrite for Hesitant {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.hesitates = true;
-        Pin::new(&mut self.socket).poll_write(cx, buf)
+        self.socket().poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        self.socket().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        if self.takeover.wants_instance() {
+            return Poll::Ready(Ok(()));
+        }
+        self.socket().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -116,10 +148,10 @@ impl AsyncWrite for Hesitant {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.hesitates = true;
-        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+        self.socket().poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        self.socket.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 }

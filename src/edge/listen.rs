@@ -6,7 +6,7 @@ use std::{
     os::fd::RawFd,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -32,7 +32,11 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 
-use super::{Connections, Edge, target::Target};
+use super::{
+    Connections, Edge,
+    target::Target,
+    tunnel::{Client, Takeover},
+};
 
 /// How long idle connections may bring one more request after the listeners are closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
@@ -64,8 +68,8 @@ impl ServerApp for Listener {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let _place = self.connections.enter()?;
-        let guarded = Box::new(Guarded::new(stream, self.head));
+        let place = self.connections.enter()?;
+        let guarded = Box::new(Guarded::new(Client { stream, place }, self.head));
         self.proxy.process_new(guarded, shutdown).await;
         None
     }
@@ -88,6 +92,8 @@ pub(super) struct Connection {
     in_request: AtomicBool,
     /// Whom its last request was for.
     pub(super) target: ArcSwapOption<Target>,
+    /// Who takes the socket over from Pingora, once its upgrade was granted.
+    pub(super) takeover: OnceLock<Arc<Takeover>>,
     /// Whether it is HTTP/2, and so carries any number of requests at once.
     http2: AtomicBool,
 }
@@ -113,9 +119,11 @@ impl Connection {
     }
 }
 
-/// A client's connection that ends when a request head takes too long.
+/// A client's connection that ends when a request head takes too long, and that does not end with
+/// Pingora's interest in it once it was upgraded.
 struct Guarded {
-    stream: Stream,
+    /// Taken by the drop alone.
+    client: Option<Client>,
     connection: Arc<Connection>,
     digest: Arc<ProxyDigest>,
     head: Duration,
@@ -128,20 +136,29 @@ struct Guarded {
 }
 
 impl Guarded {
-    fn new(stream: Stream, head: Duration) -> Self {
+    fn new(client: Client, head: Duration) -> Self {
         let (in_request, http2) = (AtomicBool::new(false), AtomicBool::new(false));
         let connection = Arc::new(Connection {
-            socket: stream.id(),
+            socket: client.stream.id(),
             in_request,
             http2,
             target: ArcSwapOption::empty(),
+            takeover: OnceLock::new(),
         });
         // Pingora carries this digest to every request: it is how the hooks find the connection.
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
         let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&connection));
         let digest = Arc::new(ProxyDigest::new(Box::new(answer), Some(user_data)));
         let peeked = BytesMut::new();
-        Self { stream, connection, digest, head, until: None, alarm: None, peeked }
+        Self { client: Some(client), connection, digest, head, until: None, alarm: None, peeked }
+    }
+
+    fn stream(&mut self) -> &mut Stream {
+        &mut self.client.as_mut().expect("only the drop takes it").stream
+    }
+
+    fn stream_ref(&self) -> &Stream {
+        &self.client.as_ref().expect("only the drop takes it").stream
     }
 
     /// Whether the head's time is over. Registers to be woken when it will be.
@@ -158,6 +175,10 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(takeover) = self.connection.takeover.get() {
+            takeover.client_is_quiet();
+            return Poll::Pending;
+        }
         let in_request = self.connection.in_request.load(Ordering::Relaxed);
         if in_request {
             (self.until, self.alarm) = (None, None);
@@ -170,7 +191,7 @@ impl AsyncRead for Guarded {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let read = Pin::new(self.stream()).poll_read(cx, buf);
         if !in_request && self.until.is_none() && before < buf.filled().len() {
             self.until = Some(Instant::now() + self.head);
         }
@@ -185,8 +206,9 @@ impl Peek for Guarded {
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
         let until = Instant::now() + self.head;
+        let stream = &mut self.client.as_mut().expect("only the drop takes it").stream;
         while self.peeked.len() < buf.len() && PREFACE.starts_with(&self.peeked) {
-            let read = self.stream.read_buf(&mut self.peeked);
+            let read = stream.read_buf(&mut self.peeked);
             match timeout_at(until, read).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => read?,
@@ -207,15 +229,18 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        Pin::new(self.stream()).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(self.stream()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.connection.takeover.get().is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(self.stream()).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -223,40 +248,42 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        Pin::new(self.stream()).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream_ref().is_write_vectored()
     }
 }
 
 #[async_trait]
 impl Shutdown for Guarded {
     async fn shutdown(&mut self) {
-        Shutdown::shutdown(&mut *self.stream).await;
+        if self.connection.takeover.get().is_none() {
+            Shutdown::shutdown(&mut **self.stream()).await;
+        }
     }
 }
 
 impl UniqueID for Guarded {
     fn id(&self) -> UniqueIDType {
-        self.stream.id()
+        self.stream_ref().id()
     }
 }
 
 impl Ssl for Guarded {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.stream.get_ssl_digest()
+        self.stream_ref().get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.stream.selected_alpn_proto()
+        self.stream_ref().selected_alpn_proto()
     }
 }
 
 impl GetTimingDigest for Guarded {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.stream.get_timing_digest()
+        self.stream_ref().get_timing_digest()
     }
 }
 
@@ -268,12 +295,21 @@ impl GetProxyDigest for Guarded {
 
 impl GetSocketDigest for Guarded {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream.get_socket_digest()
+        self.stream_ref().get_socket_digest()
     }
 }
 
 impl fmt::Debug for Guarded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.stream.fmt(f)
+        self.stream_ref().fmt(f)
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if let (Some(takeover), Some(client)) = (self.connection.takeover.get(), self.client.take())
+        {
+            takeover.lay_down_client(client);
+        }
     }
 }

@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::dial::Dial;
+use super::{dial::Dial, tunnel::Takeover};
 use crate::{
     config::Timeouts,
     fleet::Lease,
@@ -54,6 +54,11 @@ impl Manner {
         Self { grpc, upgrade, patient: grpc || events || upgrade }
     }
 
+    /// Whether it asks for another protocol, such as WebSocket.
+    pub(super) fn is_upgrade(self) -> bool {
+        self.upgrade
+    }
+
     /// Whether the instance may be silent for as long as it likes.
     pub(super) fn is_patient(self) -> bool {
         self.patient
@@ -67,6 +72,7 @@ pub(super) fn build(
     route: &Route,
     tls: Option<UpstreamTls>,
     manner: Manner,
+    takeover: Option<Arc<Takeover>>,
     timeouts: &Timeouts,
 ) -> Result<Box<HttpPeer>> {
     let (verify, sni) = tls.map_or((false, String::new()), |tls| (tls.verify, tls.sni));
@@ -74,10 +80,8 @@ pub(super) fn build(
         Address::Tcp(address) => HttpPeer::new(address, route.speaks_tls(), sni),
         Address::Unix(path) => HttpPeer::new_uds(path, route.speaks_tls(), sni)?,
     };
-    // A pooled connection belongs to one life of one session and is never used by another. One
-    // for an upgrade is of another sort.
-    let sort = u64::from(manner.upgrade);
-    peer.group_key = mix(mix(lease.session_number()) ^ endpoint.generation.0) ^ sort;
+    // A pooled connection belongs to one life of one session and is never used by another.
+    peer.group_key = mix(mix(lease.session_number()) ^ endpoint.generation.0);
     let options = &mut peer.options;
     options.verify_cert = verify;
     options.verify_hostname = verify;
@@ -86,8 +90,10 @@ pub(super) fn build(
     options.idle_timeout = Some(timeouts.upstream_idle);
     options.read_timeout = (!manner.patient).then_some(timeouts.answer);
     options.tcp_keepalive = Some(KEEPALIVE);
-    if manner.upgrade {
-        options.custom_l4 = Some(Arc::new(Dial));
+    if let Some(takeover) = takeover {
+        // It goes over to this request's tunnel, and so is for this request alone.
+        peer.group_key ^= mix(Arc::as_ptr(&takeover).addr() as u64);
+        options.custom_l4 = Some(Arc::new(Dial { takeover }));
     }
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
     options.alpn = match route.protocol {

@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::{
     hold::{Played, Raw, gated, open_gate, played, wait_held},
     support::{Edge, Setup, client, witnessed},
+    wire::Wire,
 };
 
 const HOST: &str = "alice.test";
@@ -99,6 +100,29 @@ async fn a_websocket_wakes_and_carries_a_megabyte_both_ways() {
     }
     socket.close(None).await.expect("closed");
     assert_eq!(edge.starts(HOST), 1);
+}
+
+/// The stream changes hands after the 101: what came early is read before, what comes late after.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_around_the_101_reaches_the_other_side_in_order() {
+    let edge = Setup::new().route("demo", &witnessed("", "")).start();
+    let handshake = format!(
+        "GET /ws HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    // Masked with zeros, which changes nothing.
+    let frame = |text: &str| [b"\x81\x85\0\0\0\0", text.as_bytes()].concat();
+    for _ in 0..50 {
+        let early = [handshake.as_bytes(), &frame("early")].concat();
+        let mut wire = Wire::sent(edge.http, &early).await;
+        let head = wire.head().await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        wire.send(&frame("later")).await;
+        wire.send(&frame("third")).await;
+        let echoed = head + &wire.until("third").await;
+        let (early, later) = (echoed.find("early"), echoed.find("later"));
+        assert!(early.is_some() && early < later, "{echoed:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -238,7 +238,7 @@ async fn an_ambiguous_request_does_not_become_two() {
         println!("{name}: {:?}, the instance saw {seen:?}", lines.collect::<Vec<_>>());
         let found: Result<Vec<_>, _> = seen.iter().map(|seen| requests(seen)).collect();
         match found.map(|heads| heads.concat()) {
-            Ok(heads) if heads.iter().all(|head| head.contains("\r\nx-request-id: ")) => {}
+            Ok(heads) if heads.iter().all(|head| head.contains("\r\nX-Request-Id: ")) => {}
             found => wrong.push(format!("{name}: {found:?} in {seen:?}")),
         }
     }

@@ -92,7 +92,7 @@ impl Admin {
     pub async fn session(&self, host: &str) -> Result<Option<Value>, Fault> {
         let (status, session) = self.call(Method::GET, &format!("/v1/sessions/{host}")).await?;
         match status {
-            StatusCode::NOT_FOUND if session["type"] == "urn:dormouse:no_session" => Ok(None),
+            StatusCode::NOT_FOUND if session["type"] == "urn:dormouse:no_such_session" => Ok(None),
             status if status.is_success() => Ok(Some(session)),
             status => Err(Fault::NotReset(format!("admin API: {status}"))),
         }

@@ -30,7 +30,7 @@ use crate::{
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Churn {
-    /// Where an instance says who it is; `{n}` is the session's number, from 0.
+    /// Where an instance says who it is; an n in braces is the session's number, from 0.
     #[arg(value_name = "URL")]
     pub url: String,
     /// How many sessions.
@@ -59,16 +59,16 @@ pub struct Churn {
     #[arg(long, default_value = "60s")]
     pub timeout: Span,
     /// Who the instances are.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Identity")]
     pub who: IdentityArgs,
     /// How a session is brought back to sleep.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Back to sleep")]
     pub reset: ResetArgs,
     /// Who else is measured.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Servers")]
     pub peers: Peers,
     /// How servers are reached.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Reach")]
     pub reach: Reach,
 }
 

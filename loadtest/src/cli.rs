@@ -37,7 +37,7 @@ use crate::{
 pub struct Cli {
     #[command(subcommand)]
     what: What,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Report and bounds")]
     output: Output,
 }
 

@@ -28,7 +28,7 @@ use crate::{
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Cold {
-    /// What to ask for; `{n}` is the session's number, from 0.
+    /// What to ask for; an n in braces is the session's number, from 0.
     #[arg(value_name = "URL")]
     pub url: String,
     /// How many wakes are measured.
@@ -50,16 +50,16 @@ pub struct Cold {
     #[arg(long, default_value = "60s")]
     pub timeout: Span,
     /// How a session is brought back to sleep.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Back to sleep")]
     pub reset: ResetArgs,
     /// The instance without a proxy.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Floor")]
     pub floor: FloorArgs,
     /// Who else is measured.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Servers")]
     pub peers: Peers,
     /// How servers are reached.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Reach")]
     pub reach: Reach,
 }
 

@@ -33,7 +33,7 @@ const OPENING_MAX: usize = 64;
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Herd {
-    /// What to ask for; `{n}` is the session's number, from 0.
+    /// What to ask for; an n in braces is the session's number, from 0.
     #[arg(value_name = "URL")]
     pub url: String,
     /// How many clients each session gets.
@@ -52,16 +52,16 @@ pub struct Herd {
     #[arg(long, default_value = "60s")]
     pub timeout: Span,
     /// Who the instances are.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Identity")]
     pub who: IdentityArgs,
     /// How a session is brought back to sleep.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Back to sleep")]
     pub reset: ResetArgs,
     /// Who else is measured.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Servers")]
     pub peers: Peers,
     /// How servers are reached.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Reach")]
     pub reach: Reach,
 }
 

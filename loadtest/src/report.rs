@@ -248,7 +248,8 @@ impl Server {
 /// interval. Where every single value is kept, all are compared at once, with a bootstrap interval.
 fn compare(target: &Server, peer: &Server, main: &str) -> Vec<Comparison> {
     let mut comparisons = Vec::new();
-    for (name, ours) in &target.values {
+    let counted = ["answers", "errors", "error-rate"];
+    for (name, ours) in target.values.iter().filter(|(name, _)| !counted.contains(&name.as_str())) {
         if let Some(theirs) = peer.values.get(name) {
             let (ratio, difference) = by_rounds(&ours.rounds, &theirs.rounds);
             let (peer, metric) = (peer.name.clone(), name.clone());

@@ -21,8 +21,8 @@ pub struct ResetArgs {
     /// How deep it sleeps, where the admin API puts it to sleep: paused, stopped, removed …
     #[arg(long, default_value = "stopped", value_name = "DEPTH")]
     pub depth: String,
-    /// A command that puts a session to sleep and returns when it is; `{host}` and `{n}` are filled
-    /// in, and no shell is involved.
+    /// A command that puts a session to sleep and returns when it is, such as
+    /// `docker stop {host}`; an n in braces is its number, and no shell is involved.
     #[arg(long, value_name = "COMMAND")]
     pub reset_command: Option<String>,
     /// Just wait this long: it sleeps by itself.

@@ -33,7 +33,7 @@ const OPENING_MAX: usize = 64;
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Sockets {
-    /// The WebSocket's URL, with http:// or https://; `{n}` is the session's number, from 0.
+    /// The WebSocket's URL, with http:// or https://; an n in braces is the session's number, from 0.
     #[arg(value_name = "URL")]
     pub url: String,
     /// How many.
@@ -62,10 +62,10 @@ pub struct Sockets {
     #[arg(long, default_value = "30s")]
     pub timeout: Span,
     /// Who else is measured.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Servers")]
     pub peers: Peers,
     /// How servers are reached.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Reach")]
     pub reach: Reach,
 }
 

@@ -34,7 +34,7 @@ pub struct Reach {
     /// Connect here instead of where the URL's host resolves to: `ADDRESS:PORT`.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub connect: Option<String>,
-    /// The Host header (and the name in TLS), when it is not the URL's host; `{n}` is the
+    /// The Host header (and the name in TLS), when it is not the URL's host; an n in braces is the
     /// session's number.
     #[arg(long, value_name = "NAME")]
     pub host: Option<String>,

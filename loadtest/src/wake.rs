@@ -110,11 +110,13 @@ pub fn record(tally: &mut Tally, visit: Result<Visit, Fault>) {
     let parts = [
         ("dns", dialled.dns),
         ("connect", dialled.connect),
-        ("tls", dialled.tls),
         ("wait", wait),
         ("ttfb", ttfb),
         ("total", dialled.total() + took),
     ];
+    if !dialled.tls.is_zero() {
+        tally.took("tls", dialled.tls);
+    }
     for (name, took) in parts {
         tally.took(name, took);
     }

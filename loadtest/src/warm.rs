@@ -26,7 +26,7 @@ use crate::{
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Warm {
-    /// What to ask for; `{n}` is the session's number, from 0.
+    /// What to ask for; an n in braces is the session's number, from 0.
     #[arg(value_name = "URL")]
     pub url: String,
     /// Requests a second, whatever the server does; latency counts from when a request was due.
@@ -55,10 +55,10 @@ pub struct Warm {
     #[arg(long, default_value = "30s")]
     pub timeout: Span,
     /// Who else is measured.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Servers")]
     pub peers: Peers,
     /// How servers are reached.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Reach")]
     pub reach: Reach,
 }
 

@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
 use super::{Outcome, Report, Server};
 use crate::stats::Interval;
+
+/// Said in one line, without a table.
+const COUNTED: [&str; 3] = ["answers", "errors", "error-rate"];
 
 /// Everything, as text.
 pub fn text(report: &Report) -> String {
@@ -15,7 +18,8 @@ pub fn text(report: &Report) -> String {
         text.push('\n');
     }
     for server in &report.servers {
-        push(&mut text, &format!("\n{} {}", server.name, server.url));
+        let (bad, good) = (server.errors.values().sum::<u64>(), server.answers);
+        push(&mut text, &format!("\n{} {}: {good} answers, {bad} errors", server.name, server.url));
         push(&mut text, &series(server));
         push(&mut text, &values(server));
         for (kind, count) in &server.errors {
@@ -55,7 +59,7 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
         return String::new();
     }
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header.to_vec()).add_rows(rows);
+    table.load_preset(NOTHING).set_header(header.to_vec()).add_rows(rows);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -86,7 +90,8 @@ fn values(server: &Server) -> String {
         ]
     };
     let header = ["", "unit", "median", "min", "max", "rounds"];
-    table(&header, server.values.iter().map(row).collect())
+    let rows = server.values.iter().filter(|(name, _)| !COUNTED.contains(&name.as_str()));
+    table(&header, rows.map(row).collect())
 }
 
 fn comparisons(report: &Report) -> String {

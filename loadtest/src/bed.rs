@@ -286,11 +286,8 @@ impl Bed {
 
     /// Ends the servers, then whatever they left in the bed's folder.
     pub fn end(&mut self) {
-        for (_, mut child, _) in self.children.drain(..) {
-            for pid in family(child.id().cast_signed()) {
-                kill(pid);
-            }
-            let _ = child.wait();
+        for (_, child, _) in self.children.drain(..) {
+            end(child);
         }
         // Instances outlive their edge on purpose; their working directory is in the bed.
         for pid in living_in(self.dir.path()) {
@@ -308,6 +305,14 @@ impl Drop for Bed {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Ends a process with its family.
+fn end(mut child: Child) {
+    for pid in family(child.id().cast_signed()) {
+        kill(pid);
+    }
+    let _ = child.wait();
 }
 
 /// One GET of `/readyz`.

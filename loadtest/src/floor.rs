@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use bollard::{
-    Docker,
+    API_DEFAULT_VERSION, Docker,
     models::ContainerCreateBody,
     query_parameters::{RemoveContainerOptions, StopContainerOptions},
 };
@@ -23,6 +23,8 @@ use crate::{client::Fault, reset::words};
 
 /// An instance that does not listen after this long never will.
 const START_MAX: Duration = Duration::from_secs(120);
+/// For one call to the Docker daemon.
+const CALL_MAX_S: u64 = 120;
 /// Between two tries to connect, where several start at once: tight loops would take the CPU that
 /// they wait for.
 const TRY_EVERY: Duration = Duration::from_millis(1);
@@ -38,6 +40,9 @@ pub struct FloorArgs {
     /// The port that the container listens on.
     #[arg(long, value_name = "PORT")]
     pub floor_port: Option<u16>,
+    /// The Docker daemon, `unix:///path` or `tcp://ADDRESS:PORT`, if not that of DOCKER_HOST.
+    #[arg(long, value_name = "ENDPOINT")]
+    pub floor_docker: Option<String>,
     /// Pause the container between two samples instead of stopping it.
     #[arg(long)]
     pub floor_paused: bool,
@@ -72,7 +77,14 @@ impl FloorArgs {
             }
             return Ok(Some(Floor::Command(command)));
         };
-        let docker = Docker::connect_with_defaults().context("no Docker daemon")?;
+        let docker = match &self.floor_docker {
+            None => Docker::connect_with_defaults(),
+            Some(at) => match at.strip_prefix("unix://") {
+                Some(path) => Docker::connect_with_unix(path, CALL_MAX_S, API_DEFAULT_VERSION),
+                None => Docker::connect_with_http(at, CALL_MAX_S, API_DEFAULT_VERSION),
+            },
+        };
+        let docker = docker.context("no Docker daemon")?;
         let mut containers = Vec::new();
         for _ in 0..k {
             let body = ContainerCreateBody {

@@ -26,6 +26,9 @@ pub struct Peers {
     /// The same work against another server, in turn with the first: `[NAME=]URL`. Several allowed.
     #[arg(long, value_name = "[NAME=]URL")]
     pub compare: Vec<String>,
+    /// Connect to a server of --compare here instead of where its URL's host resolves to.
+    #[arg(long, value_name = "NAME=ADDRESS:PORT")]
+    pub compare_connect: Vec<String>,
     /// The server's process ids, comma-separated: its memory, descriptors and CPU are recorded.
     #[arg(long, value_name = "PID,…")]
     pub pid: Option<String>,
@@ -41,7 +44,11 @@ impl Peers {
         for (n, text) in self.compare.iter().enumerate() {
             // A peer is another server: --connect is the target's alone.
             let reach = Reach { connect: None, ..reach.clone() };
-            targets.push(Target::new(text, &reach, &format!("peer{}", n + 1))?);
+            let peer = Target::new(text, &reach, &format!("peer{}", n + 1))?;
+            let own = self.compare_connect.iter().filter_map(|text| text.split_once('='));
+            let own = own.filter(|(name, _)| *name == peer.name).map(|(_, at)| at.to_owned());
+            let reach = Reach { connect: own.last(), ..reach };
+            targets.push(Target::new(text, &reach, &peer.name)?);
         }
         for (name, pids) in self.pids()? {
             let at = targets.iter().position(|target| target.name == name);

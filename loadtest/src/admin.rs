@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use crate::{
+    cli::Unmeasured,
     client::{Connection, Dialled, Fault},
     target::{Place, Reach, Target},
 };
@@ -61,7 +62,7 @@ impl Admin {
             target.check().await?;
         }
         let call = self.call(Method::GET, "/v1/sessions?limit=1").await;
-        let (status, _) = call.map_err(|fault| anyhow::anyhow!("no admin API: {fault}"))?;
+        let (status, _) = call.map_err(|fault| Unmeasured(format!("no admin API: {fault}")))?;
         ensure!(status.is_success(), "the admin API answers {status}: --admin-token-file?");
         Ok(())
     }

@@ -31,6 +31,9 @@ const LOG: &str = "warn,pingora_proxy=off,pingora_core=error,pingora_core::apps=
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BedTable {
+    /// Files to hold a shared lock on from before the first command to after the last: who waits
+    /// for that sees the end of this program even where it is killed.
+    pub locks: Vec<String>,
     /// Commands to run first, one after the other.
     pub setup: Vec<String>,
     /// Edges by name: `${NAME}` is where one listens, `${NAME.admin}` its admin API,
@@ -117,6 +120,7 @@ pub struct Bed {
     children: Vec<(String, Child, bool)>,
     missing: Vec<(String, String)>,
     teardown: Vec<String>,
+    locks: Vec<File>,
 }
 
 impl Bed {
@@ -125,8 +129,14 @@ impl Bed {
         let dir = tempfile::Builder::new().prefix("loadtest-").tempdir().context("a folder")?;
         let teardown = table.teardown.clone();
         let words = Words::default();
-        let mut bed = Self { dir, words, children: Vec::new(), missing: Vec::new(), teardown };
+        let (children, missing, locks) = (Vec::new(), Vec::new(), Vec::new());
+        let mut bed = Self { dir, words, children, missing, teardown, locks };
         bed.name_all(table, bin)?;
+        for file in &table.locks {
+            let file = File::create(bed.words.fill_in(file)?)?;
+            file.lock_shared()?;
+            bed.locks.push(file);
+        }
         for command in &table.setup {
             bed.once(command)?;
         }

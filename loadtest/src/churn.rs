@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::{
+    cli::Unmeasured,
     client::{Connection, Fault, server_timing},
     found::Found,
     identity::IdentityArgs,
@@ -98,9 +99,10 @@ pub async fn run(args: &Churn, run: &Run) -> anyhow::Result<Found> {
     let answer = async {
         Connection::open(&target, &first, args.timeout.0).await?.get(&first, args.timeout.0).await
     };
-    let answer = answer.await.map_err(|fault| anyhow::anyhow!("{fault}"))?;
-    let life = args.who.life(&answer.body, &first.host).map_err(|fault| anyhow::anyhow!("{fault}"));
-    life.context("the instance does not say who it is")?;
+    let answer = answer.await.map_err(|fault| Unmeasured(format!("no answer: {fault}")))?;
+    if let Err(Fault::NoIdentity) = args.who.life(&answer.body, &first.host) {
+        return Err(Unmeasured("the instance does not say who it is".into()).into());
+    }
 
     run.bar.set_length(args.time.0.as_secs());
     let lives = (0..args.sessions).map(|_| AtomicU64::new(0)).collect();

@@ -10,6 +10,7 @@ use std::{
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     churn::{self, Churn},
@@ -31,7 +32,7 @@ use crate::{
 ///
 /// Exit codes: 0 all is well; 1 a --fail-if came true; 2 the command, a scenario or a target is
 /// refused; 3 more errors than --allow-errors; 4 nothing could be measured, or not what a --fail-if
-/// asks for; 130 interrupted.
+/// asks for; 130 interrupted, or --max-time was over.
 #[derive(Debug, Parser)]
 #[command(name = "loadtest", version)]
 pub struct Cli {
@@ -195,22 +196,22 @@ pub fn main() -> ExitCode {
     runtime.shutdown_background();
     measured.unwrap_or_else(|error| {
         eprintln!("loadtest: {error:#}");
-        let refused = error.is::<Refused>();
-        ExitCode::from(if refused { 2 } else { 4 })
+        let unmeasured = error.chain().any(|cause| cause.is::<Unmeasured>());
+        ExitCode::from(if unmeasured { 4 } else { 2 })
     })
 }
 
-/// What is refused before anything is sent.
+/// Nothing could be measured, though all that was asked for is in order.
 #[derive(Debug)]
-pub struct Refused(pub String);
+pub struct Unmeasured(pub String);
 
-impl std::fmt::Display for Refused {
+impl std::fmt::Display for Unmeasured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for Unmeasured {}
 
 /// A socket is a descriptor, and the usual limit is 1024.
 fn more_descriptors() {
@@ -227,15 +228,23 @@ pub fn begin(output: &Output, time_max: Option<Duration>) -> (Run, tokio::task::
     let mut guards = tokio::task::JoinSet::new();
     guards.spawn(async move {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => eprintln!("stopping: once more ends it at once"),
+            () = signalled() => eprintln!("stopping: once more ends it at once"),
             () = tokio::time::sleep(time_max) => eprintln!("stopping: --max-time is over"),
         }
         stop.cancel();
-        if tokio::signal::ctrl_c().await.is_ok() {
-            std::process::exit(130);
-        }
+        signalled().await;
+        std::process::exit(130);
     });
     (run, guards)
+}
+
+/// Ctrl-C or SIGTERM.
+async fn signalled() {
+    let Ok(mut term) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = term.recv() => {}
+    }
 }
 
 async fn measure(work: &Work, output: &Output) -> anyhow::Result<ExitCode> {

@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::{
+    cli::Unmeasured,
     client::Fault,
     floor::{Floor, FloorArgs},
     found::{Found, Served},
@@ -139,9 +140,9 @@ async fn warm_up(
                 run.bar.set_message(format!("warm-up {round} of session {n}"));
                 let woken = run.unless_stopped(wake_one(args, sleeper, n)).await;
                 let name = &sleeper.target.name;
-                woken.transpose().map_err(|fault| anyhow::anyhow!("{fault}")).with_context(
-                    || format!("{name}: session {n} cannot be woken, so nothing was measured"),
-                )?;
+                woken.transpose().map_err(|fault| {
+                    Unmeasured(format!("{name}: session {n} cannot be woken: {fault}"))
+                })?;
             }
         }
         if let Some(floor) = floor {

@@ -116,7 +116,7 @@ pub const VALUES: &[Metric] = &[
         "herd",
         "resident memory that one held request added at the peak, its connection not counted (--pid)",
     ),
-    ("wakes", Unit::Count, "churn", "answers that said they had woken the session"),
+    ("wakes", Unit::Count, "churn", "answers that had waited for a wake: they carry Server-Timing"),
     ("sleeps", Unit::Count, "churn", "orders to sleep that were taken"),
     (
         "wrong-answers",

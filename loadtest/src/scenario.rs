@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     bed::{Bed, BedTable, Words},
-    cli::{self, Output, Refused, Work},
+    cli::{self, Output, Unmeasured, Work},
     reset::words,
     run::Run,
     text::Span,
@@ -65,8 +65,8 @@ pub struct Every {
 /// Reads a scenario; an error says where in the file it is.
 pub fn read(file: &Path) -> anyhow::Result<Scenario> {
     let name = file.display();
-    let text = std::fs::read_to_string(file).map_err(|e| Refused(format!("{name}: {e}")))?;
-    toml::from_str(&text).map_err(|error| Refused(format!("{name}: {error}")).into())
+    let text = std::fs::read_to_string(file).with_context(|| name.to_string())?;
+    toml::from_str(&text).map_err(|error| anyhow::anyhow!("{name}: {error}"))
 }
 
 /// Runs a scenario.
@@ -75,7 +75,8 @@ pub async fn run(file: &Path, bin: Option<&Path>, output: &Output) -> anyhow::Re
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let (run, _guards) = cli::begin(output, scenario.max_time.map(|span| span.0));
     run.bar.set_message("starting the servers");
-    let mut bed = Bed::start(&scenario.bed, bin).context("the bed")?;
+    let mut bed = Bed::start(&scenario.bed, bin)
+        .map_err(|error| Unmeasured(format!("the bed: {error:#}")))?;
     let outcome = measure(&scenario, &stem, &bed, &run).await;
     bed.end();
     let mut report = outcome?;

@@ -12,6 +12,7 @@ use tokio::{task::JoinSet, time::timeout};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
+    cli::Unmeasured,
     client::Fault,
     found::Found,
     pace::{self, Pace},
@@ -80,7 +81,7 @@ pub async fn run(args: &Sockets, run: &Run) -> anyhow::Result<Found> {
             let place = target.place(n)?;
             let open = wake::open(target, &place, args.timeout.0).await;
             let mut socket =
-                open.map_err(|fault| anyhow::anyhow!("{}: no socket: {fault}", target.name))?;
+                open.map_err(|fault| Unmeasured(format!("{}: no socket: {fault}", target.name)))?;
             let _ = socket.close(None).await;
         }
     }

@@ -5,11 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::{
+    cli::Unmeasured,
     client::{Connection, Fault},
     found::Found,
     pace::{self, Pace},
@@ -87,9 +88,9 @@ pub async fn run(args: &Warm, run: &Run) -> anyhow::Result<Found> {
                     .await
             };
             let Some(woken) = run.unless_stopped(woken).await else { break };
-            woken
-                .map_err(|fault| anyhow::anyhow!("{fault}"))
-                .with_context(|| format!("{}: session {n} does not answer", target.name))?;
+            woken.map_err(|fault| {
+                Unmeasured(format!("{}: session {n} does not answer: {fault}", target.name))
+            })?;
         }
     }
     let tallies = run

@@ -63,7 +63,6 @@ enum What {
 #[derive(Clone, Debug, Subcommand, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the options' own documentation is the help text")]
-#[expect(clippy::large_enum_variant, reason = "there are two of it at most")]
 pub enum Work {
     Cold(Cold),
     Herd(Herd),

@@ -46,8 +46,8 @@ impl Peers {
             let reach = Reach { connect: None, ..reach.clone() };
             let peer = Target::new(text, &reach, &format!("peer{}", n + 1))?;
             let own = self.compare_connect.iter().filter_map(|text| text.split_once('='));
-            let own = own.filter(|(name, _)| *name == peer.name).map(|(_, at)| at.to_owned());
-            let reach = Reach { connect: own.last(), ..reach };
+            let mut own = own.filter(|(name, _)| *name == peer.name).map(|(_, at)| at.to_owned());
+            let reach = Reach { connect: own.next_back(), ..reach };
             targets.push(Target::new(text, &reach, &peer.name)?);
         }
         for (name, pids) in self.pids()? {

@@ -17,6 +17,7 @@ use crate::{
     floor::{Floor, FloorArgs},
     found::{Found, Served},
     pace::{self, Pace},
+    report::FLOOR,
     reset::{Reset, ResetArgs},
     run::{Peers, Run},
     tally::Tally,
@@ -98,7 +99,7 @@ pub async fn run(args: &Cold, run: &Run) -> anyhow::Result<Found> {
     let mut found = Found::of("ttfb", &targets, tallies);
     if let Some(rounds) = by_hand {
         let url = args.floor.floor.clone().unwrap_or_default();
-        found.servers.push(Served { name: "floor".into(), url, rounds, seen: Vec::new() });
+        found.servers.push(Served { name: FLOOR.into(), url, rounds, seen: Vec::new() });
     }
     if let Some(floor) = floor {
         floor.close().await;

@@ -22,6 +22,8 @@ pub mod table;
 
 /// Grows when a reader of an older report would misread a newer one.
 pub const SCHEMA: u32 = 1;
+/// What the floor is called among the servers.
+pub const FLOOR: &str = "floor";
 /// The figures of a distribution that servers are compared in.
 const COMPARED: [&str; 5] = ["p50", "p90", "p95", "p99", "p99.9"];
 
@@ -201,9 +203,16 @@ impl Report {
         }
     }
 
-    /// Requests without a good answer, of all servers.
+    /// Requests without a good answer that make the run a bad one: all of the target's and the
+    /// floor's, and a peer's where they are more than one in a hundred: with few it is still a
+    /// peer, and they are shown.
     pub fn errors(&self) -> u64 {
-        self.servers.iter().flat_map(|server| server.errors.values()).sum()
+        let of = |(n, server): (usize, &Server)| {
+            let errors: u64 = server.errors.values().sum();
+            let own = n == 0 || server.name == FLOOR;
+            if own || (errors + server.answers) / 100 < errors { errors } else { 0 }
+        };
+        self.servers.iter().enumerate().map(of).sum()
     }
 }
 

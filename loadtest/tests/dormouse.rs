@@ -17,7 +17,10 @@ fn bin() -> &'static PathBuf {
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
-        let built = cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).output().unwrap();
+        let built = cargo
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .output()
+            .expect("it works");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         PathBuf::from(env!("CARGO_BIN_EXE_loadtest")).with_file_name("")
     })
@@ -36,11 +39,11 @@ after = "1h"
 
 /// Runs a scenario in a folder of its own; its exit code and report. Nothing may be left of it.
 fn run(measure: &str, bed: &str) -> (i32, Value) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("it works");
     let (file, json) = (dir.path().join("scenario.toml"), dir.path().join("report.json"));
-    std::fs::write(&file, format!("promise = \"a test\"\n{measure}\n{bed}")).unwrap();
+    std::fs::write(&file, format!("promise = \"a test\"\n{measure}\n{bed}")).expect("it works");
     let temporary = dir.path().join("tmp");
-    std::fs::create_dir(&temporary).unwrap();
+    std::fs::create_dir(&temporary).expect("it works");
     let ran = Command::new(env!("CARGO_BIN_EXE_loadtest"))
         .arg("run")
         .arg(&file)
@@ -50,15 +53,15 @@ fn run(measure: &str, bed: &str) -> (i32, Value) {
         .arg(&json)
         .env("TMPDIR", &temporary)
         .output()
-        .unwrap();
+        .expect("it works");
     let report = support::read(&json, &ran);
-    let left = std::fs::read_dir(&temporary).unwrap().count();
+    let left = std::fs::read_dir(&temporary).expect("it works").count();
     let inside = |process: &procfs::process::Process| {
         process.cwd().is_ok_and(|cwd| cwd.starts_with(dir.path()))
     };
-    let alive = all_processes().unwrap().flatten().filter(inside).count();
+    let alive = all_processes().expect("it works").flatten().filter(inside).count();
     assert_eq!((left, alive), (0, 0), "the bed left files or processes behind");
-    (ran.status.code().unwrap(), report)
+    (ran.status.code().expect("it works"), report)
 }
 
 fn count(report: &Value, server: usize, series: &str) -> u64 {

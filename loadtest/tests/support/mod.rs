@@ -18,8 +18,8 @@ use serde_json::Value;
 
 /// Listens on loopback and gives every connection to `serve`, a thread each.
 pub(crate) fn server(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
     let serve = Arc::new(serve);
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -62,19 +62,19 @@ fn read_head(stream: &mut TcpStream) -> bool {
 
 /// Runs the program.
 pub(crate) fn loadtest(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_loadtest")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_loadtest")).args(arguments).output().expect("it runs")
 }
 
 /// Runs the program with `--json`; its exit code and report.
 pub(crate) fn report(arguments: &[&str]) -> (i32, Value) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("report.json");
-    let ran = loadtest(&[arguments, &["--json", file.to_str().unwrap()]].concat());
-    (ran.status.code().unwrap(), read(&file, &ran))
+    let ran = loadtest(&[arguments, &["--json", file.to_str().expect("text")]].concat());
+    (ran.status.code().expect("no signal"), read(&file, &ran))
 }
 
 /// The report that a run wrote.
 pub(crate) fn read(file: &Path, ran: &Output) -> Value {
     let text = std::fs::read_to_string(file).unwrap_or_else(|_| panic!("no report: {ran:?}"));
-    serde_json::from_str(&text).unwrap()
+    serde_json::from_str(&text).expect("JSON")
 }

@@ -26,7 +26,7 @@ const STALL: Duration = Duration::from_millis(400);
 fn stalls() -> std::net::SocketAddr {
     let door = Mutex::new(());
     http(move |n| {
-        let open = door.lock().unwrap();
+        let open = door.lock().expect("no panic");
         if n == 100 {
             thread::sleep(STALL);
         }
@@ -38,12 +38,12 @@ fn stalls() -> std::net::SocketAddr {
 /// How many latencies are beyond `limit`.
 fn beyond(series: &Series, limit: Duration) -> u64 {
     let Series::Many(histogram) = series else { panic!("a histogram") };
-    histogram.len() - histogram.count_between(0, u64::try_from(limit.as_nanos()).unwrap())
+    histogram.len() - histogram.count_between(0, u64::try_from(limit.as_nanos()).expect("short"))
 }
 
 async fn measure(args: Warm) -> loadtest::tally::Tally {
-    let found = warm::run(&args, &Run::new(1, true)).await.unwrap();
-    found.servers.into_iter().next().unwrap().rounds.into_iter().next().unwrap()
+    let found = warm::run(&args, &Run::new(1, true)).await.expect("it runs");
+    found.servers[0].rounds[0].clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]

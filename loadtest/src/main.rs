@@ -1,0 +1,11 @@
+//! The `loadtest` command.
+
+use std::process::ExitCode;
+
+/// The client shares the machine with what it measures: it is to be cheap.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    loadtest::cli::main()
+}

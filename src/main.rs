@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-/// Measured with `cargo bench --bench warm`: see docs/operations.md.
+/// Measured with `loadtest run loadtest/scenarios/warm.toml`: see docs/performance.md.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     dormouse::cli::main()

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 /// The client shares the machine with what it measures: it is to be cheap.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     loadtest::cli::main()

@@ -1,7 +1,7 @@
 //! The other parts of a scenario: a bare Pingora proxy, built with the same settings and allocator
 //! as Dormouse, and an instance that costs next to nothing and says who it is.
 
-use std::{env, net::SocketAddr, process::ExitCode, thread};
+use std::{env, net::SocketAddr, process::ExitCode, thread, time::Duration};
 
 use async_trait::async_trait;
 use futures::{SinkExt, StreamExt};
@@ -18,7 +18,7 @@ use tokio_tungstenite::{WebSocketStream, tungstenite};
 
 /// The same as Dormouse's own binary.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// As much of a request's head as is read.
 const HEAD_MAX: usize = 16 * 1024;
@@ -55,7 +55,13 @@ fn bare(listen: &str, upstream: SocketAddr) {
             _: &mut Session,
             (): &mut (),
         ) -> pingora::Result<Box<HttpPeer>> {
-            Ok(Box::new(HttpPeer::new(self.0, false, String::new())))
+            let mut peer = HttpPeer::new(self.0, false, String::new());
+            // Dormouse's defaults: a proxy that waits for ever would be no peer.
+            peer.options.connection_timeout = Some(Duration::from_secs(5));
+            peer.options.total_connection_timeout = Some(Duration::from_secs(5));
+            peer.options.idle_timeout = Some(Duration::from_secs(4));
+            peer.options.read_timeout = Some(Duration::from_secs(300));
+            Ok(Box::new(peer))
         }
     }
 

@@ -1,4 +1,5 @@
-//! Whether an instance answers: tried from 1 ms after the engine's word, doubling to 50 ms.
+//! Whether an instance answers: asked at the engine's word, and then whenever the wait has grown by a
+//! quarter, 1 to 50 ms later.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -8,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{cell::Cell, tls};
@@ -17,20 +18,21 @@ use crate::{
     session::{Address, Plan, Probe},
 };
 
-const PAUSE_FIRST: Duration = Duration::from_millis(1);
+/// No timer of the runtime is finer.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// One attempt: an instance that accepts and then says nothing is asked again after this.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
 /// Returns once the instance is ready as `probe` says. Whoever waits sets the limit.
 pub(super) async fn ready(cell: &Arc<Cell>, plan: &Plan, probe: &Probe, address: &Address) {
-    let mut pause = PAUSE_FIRST;
+    let began = Instant::now();
     while !matches!(timeout(ATTEMPT_MAX, attempt(cell, plan, probe, address)).await, Ok(true)) {
+        let pause = (began.elapsed() / 4).clamp(PAUSE_MIN, PAUSE_MAX);
         tokio::select! {
             () = sleep(pause) => {}
             () = cell.changed.notified() => {}
         }
-        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 

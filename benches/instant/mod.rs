@@ -131,3 +131,23 @@ pub(crate) fn folder(files: usize, own: bool) -> tempfile::TempDir {
     }
     folder
 }
+
+/// Whether this is `cargo bench`: `cargo test --benches` starts the binary too, and wants it short.
+pub(crate) fn asked_for() -> bool {
+    std::env::args().any(|argument| argument == "--bench")
+}
+
+/// CPU time that this process has used, to 10 ms.
+pub(crate) fn cpu_time() -> Duration {
+    let stat = procfs::process::Process::myself().and_then(|this| this.stat());
+    let stat = stat.expect("a process can read its own /proc");
+    let ticks = stat.utime + stat.stime;
+    Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64)
+}
+
+/// Bytes of memory that this process holds and no file backs.
+pub(crate) fn memory() -> u64 {
+    let rollup = procfs::process::Process::myself().and_then(|this| this.smaps_rollup());
+    let maps = rollup.expect("a process can read its own /proc").memory_map_rollup;
+    maps.iter().filter_map(|map| map.extension.map.get("Anonymous")).sum()
+}

@@ -130,7 +130,7 @@ async fn serve(listener: UnixListener) {
 }
 
 /// Through Dormouse: route, lease, headers, answer.
-#[divan::bench]
+#[divan::bench(sample_size = 200)]
 fn dormouse(bencher: Bencher<'_, '_>) {
     let bed = Bed::new();
     let client = bed.connect(bed.edge());
@@ -138,7 +138,7 @@ fn dormouse(bencher: Bencher<'_, '_>) {
 }
 
 /// The same through a Pingora proxy with one hook, which names the instance.
-#[divan::bench]
+#[divan::bench(sample_size = 200)]
 fn bare_pingora(bencher: Bencher<'_, '_>) {
     let bed = Bed::new();
     let client = bed.connect(Arc::new(http_proxy(&conf(), Bare(bed.socket()))));
@@ -146,7 +146,7 @@ fn bare_pingora(bencher: Bencher<'_, '_>) {
 }
 
 /// No such host: answered by the hooks, without an instance.
-#[divan::bench]
+#[divan::bench(sample_size = 200)]
 fn dormouse_refuses(bencher: Bencher<'_, '_>) {
     let bed = Bed::new();
     let client = bed.connect(bed.edge());

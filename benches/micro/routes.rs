@@ -49,17 +49,17 @@ fn lookups(bencher: Bencher<'_, '_>, n: usize, host: impl Fn(usize) -> String) {
         .bench_local_values(|host| table.lookup(black_box(host)).is_some());
 }
 
-#[divan::bench(args = SIZES)]
+#[divan::bench(args = SIZES, sample_size = 512)]
 fn exact(bencher: Bencher<'_, '_>, n: usize) {
     lookups(bencher, n, |i| exact_host(i % n));
 }
 
-#[divan::bench(args = SIZES)]
+#[divan::bench(args = SIZES, sample_size = 512)]
 fn pattern(bencher: Bencher<'_, '_>, n: usize) {
     lookups(bencher, n, |i| pattern_host(i % n.div_ceil(10), &format!("alice{i}")));
 }
 
-#[divan::bench(args = SIZES)]
+#[divan::bench(args = SIZES, sample_size = 512)]
 fn miss(bencher: Bencher<'_, '_>, n: usize) {
     lookups(bencher, n, |i| format!("nobody{i}.elsewhere.example.com"));
 }

@@ -32,7 +32,8 @@ fn main() {
     let sessions: usize = number("SESSIONS", 100_000);
     let quiet = Duration::from_secs(number("QUIET", 10) as u64);
     let spread = Duration::from_secs(number("SPREAD", 20) as u64);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let engine = Instantly::new("nowhere");
     let fleet = runtime.block_on(instant::fleet(engine.clone()));

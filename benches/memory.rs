@@ -101,7 +101,8 @@ fn keys() {
 
 fn sessions() {
     let n = number("SESSIONS", 100_000);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let engine = Instantly::new("nowhere");
     let fleet = runtime.block_on(instant::fleet(engine.clone()));

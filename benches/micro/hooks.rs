@@ -130,7 +130,7 @@ async fn serve(listener: UnixListener) {
 }
 
 /// Through Dormouse: route, lease, headers, answer.
-#[divan::bench(sample_size = 200)]
+#[divan::bench(sample_size = 500)]
 fn dormouse(bencher: Bencher<'_, '_>) {
     let bed = Bed::new();
     let client = bed.connect(bed.edge());
@@ -138,7 +138,7 @@ fn dormouse(bencher: Bencher<'_, '_>) {
 }
 
 /// The same through a Pingora proxy with one hook, which names the instance.
-#[divan::bench(sample_size = 200)]
+#[divan::bench(sample_size = 500)]
 fn bare_pingora(bencher: Bencher<'_, '_>) {
     let bed = Bed::new();
     let client = bed.connect(Arc::new(http_proxy(&conf(), Bare(bed.socket()))));
@@ -146,7 +146,7 @@ fn bare_pingora(bencher: Bencher<'_, '_>) {
 }
 
 /// No such host: answered by the hooks, without an instance.
-#[divan::bench(sample_size = 200)]
+#[divan::bench(sample_size = 500)]
 fn dormouse_refuses(bencher: Bencher<'_, '_>) {
     let bed = Bed::new();
     let client = bed.connect(bed.edge());
@@ -161,11 +161,7 @@ impl ProxyHttp for Bare {
 
     fn new_ctx(&self) {}
 
-    async fn upstream_peer(
-        &self,
-        _: &mut Session,
-        (): &mut (),
-    ) -> pingora::Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, _: &mut Session, (): &mut ()) -> pingora::Result<Box<HttpPeer>> {
         let path = Path::new(&self.0).to_str().expect("it was a string");
         let mut peer = HttpPeer::new_uds(path, false, String::new())?;
         // What Dormouse's defaults are: a proxy without timeouts would be no peer.

@@ -22,7 +22,8 @@ const HOSTS: [&str; 2] = ["a.desk.example.com", "b.desk.example.com"];
 
 /// A fleet with both sessions idle, and what runs it.
 fn fleet() -> (Runtime, Arc<Fleet>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let fleet = runtime.block_on(async {
         let fleet = instant::fleet(Instantly::new("nowhere")).await;
@@ -39,14 +40,14 @@ fn take_and_give_back(fleet: &Arc<Fleet>, host: &str) {
 }
 
 /// The only request: idle → awake → idle.
-#[divan::bench(threads = [1, 2], sample_size = 2048)]
+#[divan::bench(threads = [1, 2], sample_count = 40, sample_size = 50_000)]
 fn same_session(bencher: Bencher<'_, '_>) {
     let (_runtime, fleet) = fleet();
     bencher.bench(|| take_and_give_back(&fleet, HOSTS[0]));
 }
 
 /// One among others: the session stays awake.
-#[divan::bench(threads = [1, 2], sample_size = 2048)]
+#[divan::bench(threads = [1, 2], sample_count = 40, sample_size = 50_000)]
 fn same_session_awake(bencher: Bencher<'_, '_>) {
     let (_runtime, fleet) = fleet();
     let _other = fleet.acquire(HOSTS[0], Asker::Client, || plan(IDLE)).expect("it is up");
@@ -54,7 +55,7 @@ fn same_session_awake(bencher: Bencher<'_, '_>) {
 }
 
 /// A session for each thread: nothing to wait for each other for.
-#[divan::bench(threads = [2], sample_size = 2048)]
+#[divan::bench(threads = [2], sample_count = 40, sample_size = 50_000)]
 fn session_per_thread(bencher: Bencher<'_, '_>) {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

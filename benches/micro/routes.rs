@@ -28,7 +28,8 @@ pub(crate) fn table(n: usize) -> RouteTable {
         route
     };
     let exact = (0..n).map(|i| named(format!("exact-{i}"), exact_host(i)));
-    let patterns = (0..n.div_ceil(10)).map(|i| named(format!("pattern-{i}"), pattern_host(i, "{s}")));
+    let patterns =
+        (0..n.div_ceil(10)).map(|i| named(format!("pattern-{i}"), pattern_host(i, "{s}")));
     RouteTable::new(exact.chain(patterns)).expect("no two are the same")
 }
 

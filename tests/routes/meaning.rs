@@ -12,7 +12,10 @@ use crate::{mistakes::error, parse, route};
 #[test]
 fn the_shortest_route_has_all_defaults() {
     let route = route("demo", "alice.localhost");
-    assert_eq!((&*route.name, &*route.recipe.engine, route.recipe.protocol), ("demo", "local", Protocol::Auto));
+    assert_eq!(
+        (&*route.name, &*route.recipe.engine, route.recipe.protocol),
+        ("demo", "local", Protocol::Auto)
+    );
     let plan = route.plan("alice.localhost");
     let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
     let expected = Policy {
@@ -102,7 +105,8 @@ fn no_secret_in_debug_or_in_errors() {
     let table = RouteTable::new([full]).unwrap();
     let route = table.get("full").unwrap();
     let headers: Vec<_> = route.set_headers("alice-1.desk.example.com").collect();
-    assert!(!format!("{table:?} {route:?} {headers:?}").contains("s3cret"));
+    let recipe = &route.recipe;
+    assert!(!format!("{table:?} {route:?} {recipe:?} {headers:?}").contains("s3cret"));
     for wrong in
         ["4711", "4711.5", "\"4711{\"", "\"4711\\u0001\"", "[4711]", "{ a = 4711 }", "true"]
     {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use dormouse::session::SessionId;
-use instant::{Instantly, cpu_time, plan};
+use instant::{Instantly, NOWHERE, cpu_time, plan};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -35,7 +35,7 @@ fn main() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let engine = Instantly::new("nowhere");
+    let engine = Instantly::new(NOWHERE);
     let fleet = runtime.block_on(instant::fleet(engine.clone()));
 
     let began = Instant::now();

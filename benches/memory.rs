@@ -22,7 +22,7 @@ use dormouse::{
     route::{EngineKind, Route, RouteTable, load_dir},
     session::Depth,
 };
-use instant::{Instantly, asked_for, folder, memory, plan};
+use instant::{Instantly, NOWHERE, asked_for, folder, memory, plan};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -104,7 +104,7 @@ fn sessions() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let engine = Instantly::new("nowhere");
+    let engine = Instantly::new(NOWHERE);
     let fleet = runtime.block_on(instant::fleet(engine.clone()));
     let host = |i| format!("person-{i}.desk.example.com");
     let before = memory();

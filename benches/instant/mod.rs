@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each bench uses its own share")]
 
 use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -26,14 +27,14 @@ const STARTS: usize = 64;
 /// Every instance listens at one address, is healthy at once, and sleeps at once.
 #[derive(Debug)]
 pub(crate) struct Instantly {
-    address: String,
+    address: Address,
     /// When each sleep was called.
     pub(crate) slept: Mutex<Vec<(SessionId, Instant)>>,
 }
 
 impl Instantly {
-    pub(crate) fn new(address: &str) -> Arc<Self> {
-        Arc::new(Self { address: address.to_owned(), slept: Mutex::default() })
+    pub(crate) fn new(address: Address) -> Arc<Self> {
+        Arc::new(Self { address, slept: Mutex::default() })
     }
 }
 
@@ -48,9 +49,7 @@ impl Engine for Instantly {
     }
 
     async fn start(&self, _: &SessionId, _: &Spec, g: Generation) -> Result<Started, Error> {
-        // A copy each: sessions that share a counter of references would wait for each other.
-        let address = Address::Unix(self.address.as_str().into());
-        Ok(Started { address, life: Life::new(g.to_string()) })
+        Ok(Started { address: self.address.clone(), life: Life::new(g.to_string()) })
     }
 
     async fn sleep(
@@ -78,6 +77,10 @@ impl Engine for Instantly {
         Box::pin(stream::pending())
     }
 }
+
+/// Where nobody listens. TCP, so that no two sessions share a counter of references.
+pub(crate) const NOWHERE: Address =
+    Address::Tcp(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1)));
 
 /// A session of no template at all that sleeps when idle for so long.
 pub(crate) fn plan(after: Duration) -> Plan {

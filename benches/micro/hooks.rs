@@ -13,6 +13,7 @@ use divan::Bencher;
 use dormouse::{
     config::Timeouts,
     edge::{Connections, Edge, Listener},
+    session::Address,
 };
 use pingora::{
     apps::ServerApp,
@@ -79,7 +80,7 @@ impl Bed {
     fn edge(&self) -> Arc<Listener> {
         let table = Arc::new(ArcSwap::from_pointee(routes::table(ROUTES)));
         let fleet = self.runtime.block_on(async {
-            let fleet = instant::fleet(Instantly::new(&self.socket())).await;
+            let fleet = instant::fleet(Instantly::new(Address::Unix(self.socket().into()))).await;
             // Awake before the first request: none is held.
             instant::wake(&fleet, "h1.desk.example.com", || plan(Duration::from_secs(3600))).await;
             fleet

@@ -14,7 +14,7 @@ use divan::Bencher;
 use dormouse::{fleet::Fleet, session::machine::Asker};
 use tokio::runtime::Runtime;
 
-use crate::instant::{self, Instantly, plan};
+use crate::instant::{self, Instantly, NOWHERE, plan};
 
 /// Longer than the bench.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -26,7 +26,7 @@ fn fleet() -> (Runtime, Arc<Fleet>) {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let fleet = runtime.block_on(async {
-        let fleet = instant::fleet(Instantly::new("nowhere")).await;
+        let fleet = instant::fleet(Instantly::new(NOWHERE)).await;
         for host in HOSTS {
             instant::wake(&fleet, host, || plan(IDLE)).await;
         }

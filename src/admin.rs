@@ -184,7 +184,7 @@ struct RungView {
 
 impl RouteView {
     fn of(route: &Route) -> Self {
-        let policy = &route.policy;
+        let policy = &route.recipe.policy;
         let sleep = policy.ladder.iter().map(|rung| RungView {
             after: format_duration(rung.after).to_string(),
             to: rung.to.as_str(),
@@ -192,7 +192,7 @@ impl RouteView {
         Self {
             name: route.name.to_string(),
             host: route.host.as_str().to_owned(),
-            engine: route.engine.to_string(),
+            engine: route.recipe.engine.to_string(),
             file: route.file.display().to_string(),
             policy: PolicyView {
                 sleep: sleep.collect(),

@@ -28,6 +28,7 @@ use pingora::{
     upstreams::peer::HttpPeer,
 };
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 pub use connections::Connections;
 pub use listen::Listener;
@@ -57,12 +58,13 @@ pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
+    tunnels: TaskTracker,
 }
 
 impl Edge {
     /// Serves the sessions of `table` from `fleet`.
     pub fn new(table: Arc<ArcSwap<RouteTable>>, fleet: Arc<Fleet>, timeouts: Timeouts) -> Self {
-        Self { table, fleet, timeouts }
+        Self { table, fleet, timeouts, tunnels: TaskTracker::new() }
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
@@ -132,7 +134,7 @@ pub struct Ctx {
 
 impl Ctx {
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
-    fn take_over(&mut self) {
+    fn take_over(&mut self, tunnels: &TaskTracker) {
         let tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
         if tls {
             return;
@@ -141,7 +143,7 @@ impl Ctx {
             return;
         };
         if let Some(lease) = self.lease.take() {
-            takeover.begin(lease);
+            tunnels.spawn(takeover.begin(lease));
             // A connection is upgraded once.
             let _ = connection.takeover.set(takeover);
         }
@@ -312,7 +314,7 @@ impl ProxyHttp for Edge {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-            ctx.take_over();
+            ctx.take_over(&self.tunnels);
         }
         Ok(())
     }

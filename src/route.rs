@@ -8,6 +8,7 @@ mod check;
 pub(crate) mod file;
 mod host;
 mod load;
+mod recipe;
 pub(crate) mod source;
 mod table;
 mod template;
@@ -17,18 +18,20 @@ pub mod watch;
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 
 pub use {
     file::Protocol,
     host::{HostPattern, canonical_host},
     load::load_dir,
+    recipe::Recipe,
     source::{Position, RouteError},
     table::{Clash, RouteTable},
 };
 pub(crate) use {host::is_name, load::read as read_file};
 
-use crate::session::{Depth, Plan, Policy, Probe, Spec, UpstreamTls};
+use crate::session::{Depth, Plan, Probe, Spec, UpstreamTls};
+use recipe::{SetValue, Tls};
 use template::Names;
 
 /// The engines that a route may name, and what each is.
@@ -79,42 +82,8 @@ pub struct Route {
     pub file: PathBuf,
     /// The hosts that it serves.
     pub host: HostPattern,
-    /// The engine's name: `NAME` of `[engines.NAME]`.
-    pub engine: Arc<str>,
-    /// When its sessions sleep, how long a wake may take, how many requests are held.
-    pub policy: Policy,
-    /// HTTP/1.1 or HTTP/2 to the instance.
-    pub protocol: Protocol,
-    tls: Option<Tls>,
-    set_headers: Vec<SetHeader>,
-    /// The path is a template.
-    probe: Probe,
-    /// Every string is a template.
-    spec: Spec,
-}
-
-/// TLS to the instance.
-#[derive(Clone, PartialEq)]
-struct Tls {
-    verify: bool,
-    /// A template; the session's host when not given.
-    sni: Option<String>,
-}
-
-/// A header that every request to the instance carries.
-#[derive(Clone, PartialEq)]
-struct SetHeader {
-    name: HeaderName,
-    /// As the operator spelled it: some instances look for `Authorization` letter by letter.
-    spelled: Bytes,
-    value: SetValue,
-}
-
-#[derive(Clone, PartialEq)]
-enum SetValue {
-    /// The same for every session, so it costs a warm request no allocation.
-    Fixed(HeaderValue),
-    Template(String),
+    /// All that it says besides.
+    pub recipe: Arc<Recipe>,
 }
 
 impl Route {
@@ -125,16 +94,17 @@ impl Route {
     pub fn plan(&self, host: &str) -> Plan {
         let values = self.values(host);
         let fill = |text: &str, reserved: &[&str]| self.fill(text, &values, reserved);
-        let probe = match &self.probe {
+        let recipe = &*self.recipe;
+        let probe = match &recipe.probe {
             Probe::Http { path, status } => Probe::Http { path: fill(path, &[]), status: *status },
             other => other.clone(),
         };
-        let mut spec = self.spec.clone();
+        let mut spec = recipe.spec.clone();
         template_strings(&mut spec, |_, text, reserved| *text = fill(text, reserved));
         Plan {
             route: self.name.clone(),
-            engine: self.engine.clone(),
-            policy: self.policy.clone(),
+            engine: recipe.engine.clone(),
+            policy: recipe.policy.clone(),
             probe,
             tls: self.tls(host),
             spec,
@@ -143,7 +113,7 @@ impl Route {
 
     /// TLS to the instance of `host`, if it speaks TLS.
     pub fn tls(&self, host: &str) -> Option<UpstreamTls> {
-        let Tls { verify, sni } = self.tls.as_ref()?;
+        let Tls { verify, sni } = self.recipe.tls.as_ref()?;
         let sni = match sni {
             Some(sni) => self.fill(sni, &self.values(host), &[]),
             None => host.to_owned(),
@@ -153,13 +123,13 @@ impl Route {
 
     /// Whether its instances speak TLS.
     pub fn speaks_tls(&self) -> bool {
-        self.tls.is_some()
+        self.recipe.tls.is_some()
     }
 
     /// The headers to set on every request to the instance of `host`, over the client's own, named as
     /// the operator spelled them. The values are marked sensitive. Allocates only for those that a capture stands in.
     pub fn set_headers<'a>(&'a self, host: &'a str) -> impl Iterator<Item = (Bytes, HeaderValue)> {
-        self.set_headers.iter().filter_map(move |header| {
+        self.recipe.set_headers.iter().filter_map(move |header| {
             let value = match &header.value {
                 SetValue::Fixed(value) => value.clone(),
                 SetValue::Template(text) => {
@@ -188,7 +158,7 @@ impl fmt::Debug for Route {
         f.debug_struct("Route")
             .field("name", &self.name)
             .field("host", &self.host.as_str())
-            .field("engine", &self.engine)
+            .field("engine", &self.recipe.engine)
             .finish_non_exhaustive()
     }
 }

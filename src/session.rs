@@ -129,7 +129,7 @@ impl fmt::Display for Depth {
 }
 
 /// One rung of the ladder of sleep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rung {
     /// Counted from the end of the last activity.
     pub after: Duration,
@@ -138,7 +138,7 @@ pub struct Rung {
 }
 
 /// When a session sleeps and how long its wake may take.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Policy {
     /// Not empty; both `after` and `to` strictly rise.
     pub ladder: Arc<[Rung]>,
@@ -151,7 +151,7 @@ pub struct Policy {
 }
 
 /// When an instance counts as ready.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Probe {
     /// It accepts a TCP (or unix) connection.
     Tcp,

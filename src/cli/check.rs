@@ -116,8 +116,8 @@ fn warnings(config: &Config, table: &RouteTable) -> Vec<String> {
 }
 
 fn flapping(route: &Route) -> Option<String> {
-    let min_awake = route.policy.min_awake;
-    let first = route.policy.ladder.first().filter(|rung| rung.after < min_awake)?;
+    let min_awake = route.recipe.policy.min_awake;
+    let first = route.recipe.policy.ladder.first().filter(|rung| rung.after < min_awake)?;
     Some(format!(
         "{}: idle.after is {}, but idle.min_awake keeps it awake for {} after each wake",
         short(&route.file),

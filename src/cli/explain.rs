@@ -146,7 +146,8 @@ impl Explanation {
         let names = route.host.captures().iter().cloned();
         let values = route.host.values(host).unwrap_or_default();
         let captures = names.zip(values.into_iter().map(str::to_owned)).collect();
-        let kind = config.engines.get(&*route.engine).map(|engine| engine.kind().to_string());
+        let kind =
+            config.engines.get(&*route.recipe.engine).map(|engine| engine.kind().to_string());
         let policy = &plan.policy;
         let sleep = policy.ladder.iter().map(|rung| RungPart {
             after: format_duration(rung.after).to_string(),
@@ -166,7 +167,10 @@ impl Explanation {
                 host: route.host.as_str().to_owned(),
             },
             captures,
-            engine: EnginePart { name: route.engine.to_string(), kind: kind.unwrap_or_default() },
+            engine: EnginePart {
+                name: route.recipe.engine.to_string(),
+                kind: kind.unwrap_or_default(),
+            },
             ready: ready(&plan.probe),
             wake: WakePart {
                 timeout: format_duration(policy.wake_timeout).to_string(),
@@ -228,7 +232,7 @@ fn ready(probe: &Probe) -> String {
 }
 
 fn upstream(route: &Route, plan: &Plan) -> String {
-    let protocol = match route.protocol {
+    let protocol = match route.recipe.protocol {
         Protocol::Auto => "HTTP/1.1, and HTTP/2 for gRPC",
         Protocol::Http1 => "HTTP/1.1",
         Protocol::Http2 => "HTTP/2",

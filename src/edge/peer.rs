@@ -96,7 +96,7 @@ pub(super) fn build(
         options.custom_l4 = Some(Arc::new(Dial { takeover }));
     }
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
-    options.alpn = match route.protocol {
+    options.alpn = match route.recipe.protocol {
         Protocol::Http2 => ALPN::H2,
         Protocol::Auto if manner.grpc => ALPN::H2,
         Protocol::Auto | Protocol::Http1 => ALPN::H1,

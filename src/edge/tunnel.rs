@@ -60,20 +60,20 @@ pub(super) struct Takeover {
 }
 
 impl Takeover {
-    /// From now on both sockets are kept for a tunnel, which holds the session awake.
-    pub(super) fn begin(&self, lease: Lease) {
+    /// From now on both sockets are kept for the tunnel, which holds the session awake.
+    pub(super) fn begin(&self, lease: Lease) -> impl Future<Output = ()> + use<> {
         let (to_client, client) = oneshot::channel();
         let (to_instance, instance) = oneshot::channel();
         *lock(&self.client) = Some(to_client);
         *lock(&self.instance) = Some(to_instance);
-        tokio::spawn(async move {
+        async move {
             let _lease = lease;
             // One that is not laid down was closed before.
             let (Ok(client), Ok(instance)) = (client.await, instance.await) else { return };
+            let Client { stream, place: _place } = client;
             // Whatever ends it, both sides see it end.
-            let _ = relay(client.stream, instance).await;
-            drop(client.place);
-        });
+            let _ = relay(stream, instance).await;
+        }
     }
 
     /// Pingora asks for more from the client: it has passed on what there was.
@@ -228,7 +228,7 @@ mod tests {
     fn pipes() -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<io::Result<()>>) {
         let (client, near) = duplex(1000);
         let (far, instance) = duplex(17);
-        (client, instance, tokio::spawn(relay(near, far)))
+        (client, instance, tokio_util::task::TaskTracker::new().spawn(relay(near, far)))
     }
 
     #[tokio::test]

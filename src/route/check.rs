@@ -7,11 +7,12 @@ use bytes::Bytes;
 use http::HeaderName;
 
 use super::{
-    EngineKind, Engines, HostPattern, Position, Route, SetHeader, SetValue, Tls, canonical_host,
+    EngineKind, Engines, HostPattern, Position, Recipe, Route, canonical_host,
     file::{
         DockerTable, IdleTable, InstanceTable, ListenWord, ProbeWord, ProcessTable, Publish,
         ReadyTable, RouteFile, TlsTable, TlsWord, UpstreamTable, WakeTable,
     },
+    recipe::{SetHeader, SetValue, Tls},
     sensitive,
     source::{Findings, RouteError, Source, suggest},
     template::{self, Names},
@@ -86,8 +87,9 @@ pub(super) fn parse(
     let (tls, set_headers) = check.upstream(upstream);
     let Check { found, .. } = check;
     found.finish(())?;
-    let (name, file, engine) = (Arc::from(name), file.to_owned(), Arc::from(engine));
-    let route = Route { name, file, host, engine, policy, protocol, tls, set_headers, probe, spec };
+    let engine = engine.into();
+    let recipe = Arc::new(Recipe { engine, policy, protocol, tls, set_headers, probe, spec });
+    let route = Route { name: name.into(), file: file.to_owned(), host, recipe };
     Ok((route, source.position(&["host"])))
 }
 

@@ -234,7 +234,7 @@ pub(crate) struct UpstreamTable {
 }
 
 /// What an instance is spoken to in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// HTTP/2 for gRPC requests, HTTP/1.1 for all others.

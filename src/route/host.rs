@@ -1,6 +1,6 @@
 //! Hosts and the patterns that match them. Knows names only: no route, no request, no DNS.
 
-use std::{borrow::Cow, fmt, net::Ipv6Addr};
+use std::{borrow::Cow, fmt, net::Ipv6Addr, sync::Arc};
 
 /// The longest host name of DNS.
 pub(crate) const HOST_MAX: usize = 253;
@@ -98,7 +98,13 @@ pub(crate) fn is_name(name: &str) -> bool {
 /// and takes as little as it can.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPattern {
-    text: String,
+    text: Arc<str>,
+    /// `None` when it is exact: most of a hundred thousand are.
+    parts: Option<Box<Parts>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Parts {
     captures: Vec<String>,
     head: String,
     middle: Vec<String>,
@@ -126,8 +132,8 @@ impl HostPattern {
         literals.push(rest.to_owned());
         check_spelling(&literals)?;
         let head = literals.remove(0);
-        let tail = literals.pop().unwrap_or_default();
-        Ok(Self { text: text.to_owned(), captures, head, middle: literals, tail })
+        let parts = literals.pop().map(|tail| Parts { captures, head, middle: literals, tail });
+        Ok(Self { text: text.into(), parts: parts.map(Box::new) })
     }
 
     /// As it is written in the route file.
@@ -135,24 +141,27 @@ impl HostPattern {
         &self.text
     }
 
+    /// The same, to keep.
+    pub(crate) fn text(&self) -> &Arc<str> {
+        &self.text
+    }
+
     /// The captures' names, from left to right; none when the host is exact.
     pub fn captures(&self) -> &[String] {
-        &self.captures
+        self.parts.as_ref().map_or(&[], |parts| &parts.captures)
     }
 
     /// Whether it is one host only.
     pub fn is_exact(&self) -> bool {
-        self.captures.is_empty()
+        self.parts.is_none()
     }
 
     /// The values of the captures, in the order of [`Self::captures`]; `None` for a host that
     /// does not match.
     pub fn values<'h>(&self, host: &'h str) -> Option<Vec<&'h str>> {
-        if self.is_exact() {
-            return (self.head == host).then(Vec::new);
-        }
-        let between = host.strip_prefix(&*self.head)?.strip_suffix(&*self.tail)?;
-        let mut values = Vec::with_capacity(self.captures.len());
+        let Some(parts) = &self.parts else { return (*self.text == *host).then(Vec::new) };
+        let between = host.strip_prefix(&*parts.head)?.strip_suffix(&*parts.tail)?;
+        let mut values = Vec::with_capacity(parts.captures.len());
         self.cut(between, |value| values.push(value)).then_some(values)
     }
 
@@ -165,7 +174,7 @@ impl HostPattern {
     /// reason to come back and try a later one; `lookup_agrees_with_the_naive_reference` holds it.
     fn cut<'h>(&self, between: &'h str, mut value: impl FnMut(&'h str)) -> bool {
         let mut rest = between;
-        for literal in &self.middle {
+        for literal in self.middle() {
             let Some(end) = capture_end(rest, literal) else { return false };
             value(&rest[..end]);
             rest = &rest[end + literal.len()..];
@@ -176,30 +185,34 @@ impl HostPattern {
 
     /// The literal text before the first capture; the whole host when it is exact.
     pub(crate) fn head(&self) -> &str {
-        &self.head
+        self.parts.as_ref().map_or(&*self.text, |parts| &parts.head)
+    }
+
+    fn middle(&self) -> &[String] {
+        self.parts.as_ref().map_or(&[], |parts| &parts.middle)
     }
 
     /// The literal text behind the last capture.
     pub(crate) fn tail(&self) -> &str {
-        &self.tail
+        self.parts.as_ref().map_or("", |parts| &parts.tail)
     }
 
     /// How many characters between head and tail are literal.
     pub(crate) fn middle_len(&self) -> usize {
-        self.middle.iter().map(String::len).sum()
+        self.middle().iter().map(String::len).sum()
     }
 
     /// The pattern without its captures' names: equal shapes match the same hosts.
     pub(crate) fn shape(&self) -> String {
         if self.is_exact() {
-            return self.head.clone();
+            return self.text.to_string();
         }
-        let mut shape = format!("{}{{}}", self.head);
-        for literal in &self.middle {
+        let mut shape = format!("{}{{}}", self.head());
+        for literal in self.middle() {
             shape.push_str(literal);
             shape.push_str("{}");
         }
-        shape + &self.tail
+        shape + self.tail()
     }
 }
 

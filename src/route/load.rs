@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     Clash, Engines, Route, RouteTable, check, host,
+    recipe::Recipes,
     source::{Position, RouteError},
 };
 
@@ -25,10 +26,12 @@ pub fn load_dir(dir: &Path, engines: &Engines) -> Result<RouteTable, Vec<RouteEr
     let files = route_files(dir).map_err(|error| vec![unreadable_dir(dir, &error)])?;
     let mut routes = Vec::with_capacity(files.len());
     let mut hosts_at = HashMap::with_capacity(files.len());
+    let mut recipes = Recipes::default();
     let mut errors = Vec::new();
     for file in files {
         match load_file(&file, engines) {
-            Ok(Some((route, host_at))) => {
+            Ok(Some((mut route, host_at))) => {
+                recipes.share(&mut route.recipe);
                 hosts_at.insert(route.name.clone(), host_at);
                 routes.push(route);
             }

@@ -16,7 +16,8 @@ use super::{Route, host::HOST_MAX};
 /// first in the alphabet. No two routes have the same pattern, so there is always one answer.
 #[derive(Default)]
 pub struct RouteTable {
-    names: BTreeMap<Arc<str>, Arc<Route>>,
+    /// In the order of their names.
+    named: Box<[Arc<Route>]>,
     exact: HashMap<Arc<str>, Arc<Route>>,
     tails: HashMap<Box<str>, Heads>,
     /// The lengths of the tails that start within a label; the others start at a dot.
@@ -47,20 +48,23 @@ impl RouteTable {
     /// their captures.
     pub fn new(routes: impl IntoIterator<Item = Route>) -> Result<Self, Vec<Clash>> {
         let mut table = Self::default();
+        let mut names: BTreeMap<Arc<str>, Arc<Route>> = BTreeMap::new();
         let mut shapes: HashMap<String, Arc<Route>> = HashMap::new();
         let mut clashes = Vec::new();
         for route in routes {
             let second = Arc::new(route);
             let shape = second.host.shape();
-            if let Some(first) = table.names.get(&second.name).cloned() {
+            if let Some(first) = names.get(&second.name).cloned() {
                 clashes.push(Clash { first, second, what: "name" });
             } else if let Some(first) = shapes.get(&shape).cloned() {
                 clashes.push(Clash { first, second, what: "host" });
             } else {
                 shapes.insert(shape, second.clone());
+                names.insert(second.name.clone(), second.clone());
                 table.add(second);
             }
         }
+        table.named = names.into_values().collect();
         for heads in table.tails.values_mut() {
             heads.sort();
         }
@@ -68,10 +72,9 @@ impl RouteTable {
     }
 
     fn add(&mut self, route: Arc<Route>) {
-        self.names.insert(route.name.clone(), route.clone());
         let host = &route.host;
         if host.is_exact() {
-            self.exact.insert(host.head().into(), route);
+            self.exact.insert(Arc::clone(host.text()), route);
             return;
         }
         if !host.tail().starts_with('.') {
@@ -106,28 +109,29 @@ impl RouteTable {
 
     /// The route of this name.
     pub fn get(&self, name: &str) -> Option<&Arc<Route>> {
-        self.names.get(name)
+        let at = self.named.binary_search_by(|route| (*route.name).cmp(name)).ok()?;
+        self.named.get(at)
     }
 
     /// All routes, by name.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Route>> {
-        self.names.values()
+        self.named.iter()
     }
 
     /// How many routes there are.
     pub fn len(&self) -> usize {
-        self.names.len()
+        self.named.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.named.is_empty()
     }
 }
 
 impl fmt::Debug for RouteTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.names.iter().map(|(name, route)| (name, &route.host))).finish()
+        f.debug_map().entries(self.iter().map(|route| (&route.name, &route.host))).finish()
     }
 }
 

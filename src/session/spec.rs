@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 /// One instance's template. An engine reads the common part and its own kind's part.
-#[derive(Clone, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Spec {
     /// The image's name.
     pub image: Option<String>,
@@ -35,7 +35,7 @@ impl fmt::Debug for Spec {
 }
 
 /// `[instance.process]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProcessSpec {
     /// What `{address}` is.
     pub listen: Listen,
@@ -59,7 +59,7 @@ impl Default for ProcessSpec {
 }
 
 /// Where a process is told to listen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Listen {
     /// A free port of 127.0.0.1.
     #[default]
@@ -69,7 +69,7 @@ pub enum Listen {
 }
 
 /// `[instance.docker]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DockerSpec {
     /// The name of a container that exists; nothing is created or removed then.
     pub container: Option<String>,

@@ -33,6 +33,19 @@ fn every_toml_file_of_a_folder_is_a_route_and_nothing_else_is() {
     assert_eq!(names, ["one", "two"]);
 }
 
+/// A hundred thousand of them would not fit otherwise: `cargo bench --bench memory`.
+#[test]
+fn files_that_differ_in_their_host_alone_share_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "a.toml", "a.e");
+    write(dir.path(), "b.toml", "b.e");
+    fs::write(dir.path().join("c.toml"), "host = \"c.e\"\ninstance.command = [\"y\"]").unwrap();
+    let table = load_dir(dir.path(), &engines()).unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(|name| &table.get(name).unwrap().recipe);
+    assert!(Arc::ptr_eq(a, b));
+    assert_ne!(a, c);
+}
+
 #[test]
 fn the_errors_of_all_files_are_told_together() {
     let dir = tempfile::tempdir().unwrap();

@@ -12,7 +12,10 @@ use crate::{mistakes::error, parse, route};
 #[test]
 fn the_shortest_route_has_all_defaults() {
     let route = route("demo", "alice.localhost");
-    assert_eq!((&*route.name, &*route.engine, route.protocol), ("demo", "local", Protocol::Auto));
+    assert_eq!(
+        (&*route.name, &*route.recipe.engine, route.recipe.protocol),
+        ("demo", "local", Protocol::Auto)
+    );
     let plan = route.plan("alice.localhost");
     let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
     let expected = Policy {
@@ -73,7 +76,7 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         plan.policy.ladder.iter().map(|rung| (rung.after.as_secs(), rung.to)).collect();
     let day = 24 * 60 * 60;
     assert_eq!(rungs, [(120, Depth::Paused), (900, Depth::Stopped), (30 * day, Depth::Removed)]);
-    assert_eq!((plan.policy.held_max, route.protocol), (7, Protocol::Http2));
+    assert_eq!((plan.policy.held_max, route.recipe.protocol), (7, Protocol::Http2));
     let headers: Vec<_> = route.set_headers(host).collect();
     let headers: Vec<_> =
         headers.iter().map(|(name, value)| (&name[..], value.to_str().unwrap())).collect();
@@ -102,7 +105,8 @@ fn no_secret_in_debug_or_in_errors() {
     let table = RouteTable::new([full]).unwrap();
     let route = table.get("full").unwrap();
     let headers: Vec<_> = route.set_headers("alice-1.desk.example.com").collect();
-    assert!(!format!("{table:?} {route:?} {headers:?}").contains("s3cret"));
+    let recipe = &route.recipe;
+    assert!(!format!("{table:?} {route:?} {recipe:?} {headers:?}").contains("s3cret"));
     for wrong in
         ["4711", "4711.5", "\"4711{\"", "\"4711\\u0001\"", "[4711]", "{ a = 4711 }", "true"]
     {

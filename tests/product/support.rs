@@ -325,14 +325,13 @@ pub(crate) fn witnessed(arguments: &str, more: &str) -> String {
     )
 }
 
-/// A port that was free a moment ago, below those that the system draws for who asks for any: an
-/// instance of another test could be given one of them in between.
+/// A port that was free a moment ago, below those that instances are given.
 pub(crate) fn free_port() -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let drawn =
             std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = u16::try_from(10_000 + drawn % 20_000).expect("below 30,000");
+        let port = u16::try_from(10_000 + drawn % 10_000).expect("below 20,000");
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         if TcpListener::bind(address).is_ok() {
             return address;

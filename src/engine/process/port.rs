@@ -1,18 +1,24 @@
 //! Free ports of the loopback device for instances that do not listen yet.
 //!
-//! A port is free for everybody until its instance listens. The kernel gives ports out at random
-//! and keeps those for `bind` apart from those for `connect`, so a stranger rarely takes one; but
-//! another of our own starts must never be given the same, so all engines share one register.
+//! A port is free for everybody until its instance listens. So ports are taken from below those that
+//! the kernel gives to whoever connects or does not care: there a stranger rarely takes one. Another
+//! of our own starts must never be given the same, so all engines share one register.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    io,
+    fs, io,
     net::{Ipv4Addr, TcpListener},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use uuid::Uuid;
+
 /// How many times the kernel may offer a port that is given away already.
 const OFFERS_MAX: usize = 1000;
+
+/// How many ports below the kernel's are ours to try, and how many of them are tried.
+const QUIET: u16 = 12_000;
+const QUIET_TRIES: usize = 100;
 
 /// Ports given to instances, and to how many: an adopted one may be counted twice for a moment.
 static GIVEN: Mutex<BTreeMap<u16, usize>> = Mutex::new(BTreeMap::new());
@@ -24,8 +30,10 @@ pub(super) struct Port(u16);
 impl Port {
     /// One that is free now.
     pub(super) fn free() -> io::Result<Self> {
-        Self::first_ungiven(|| {
-            Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+        let mut quiet = quiet_ports().take(QUIET_TRIES);
+        Self::first_ungiven(|| match quiet.find(|port| bind(*port).is_ok()) {
+            Some(port) => Ok(port),
+            None => Ok(bind(0)?.local_addr()?.port()),
         })
     }
 
@@ -63,6 +71,23 @@ impl Drop for Port {
     }
 }
 
+fn bind(port: u16) -> io::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Ports below `net.ipv4.ip_local_port_range`, at random, without end.
+fn quiet_ports() -> impl Iterator<Item = u16> {
+    const UNPRIVILEGED: u16 = 1024;
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let kernels = range.split_whitespace().next().and_then(|lowest| lowest.parse().ok());
+    let end: u16 = kernels.unwrap_or(32_768).max(UNPRIVILEGED + 1);
+    let start = end.saturating_sub(QUIET).max(UNPRIVILEGED);
+    std::iter::repeat_with(move || {
+        let drawn = Uuid::new_v4().as_u64_pair().0 % u64::from(end - start);
+        start + u16::try_from(drawn).expect("less than a port")
+    })
+}
+
 fn given() -> MutexGuard<'static, BTreeMap<u16, usize>> {
     GIVEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -84,6 +109,15 @@ mod tests {
         assert!(given().contains_key(&number), "its adopter has it still");
         drop(adopted);
         assert!(!given().contains_key(&number));
+    }
+
+    #[test]
+    fn ports_come_from_below_those_that_the_kernel_gives_to_anybody() {
+        let kernels = bind(0).unwrap().local_addr().unwrap().port();
+        for _ in 0..1000 {
+            let port = Port::free().unwrap().number();
+            assert!(1024 <= port && port < kernels, "{port}, {kernels}");
+        }
     }
 
     #[test]

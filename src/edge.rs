@@ -4,6 +4,7 @@
 //!
 //! It must not know engines.
 
+mod client;
 mod connections;
 mod dial;
 mod headers;

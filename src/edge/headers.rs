@@ -10,6 +10,7 @@ use pingora::{
     proxy::Session as Downstream,
 };
 
+use super::client;
 use crate::fleet::Held;
 
 /// Longer ones are replaced: an id is for logs.
@@ -82,7 +83,7 @@ pub(super) struct Forwarding {
 
 impl Forwarding {
     pub(super) fn new(downstream: &Downstream, host: &str) -> Result<Self> {
-        let client = downstream.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        let client = client::address(downstream);
         let tls = downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let proto = if tls { "https" } else { "http" };
         let value = |text: &str| {

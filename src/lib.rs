@@ -28,6 +28,8 @@ pub mod edge;
 
 pub mod route;
 
+pub mod certs;
+
 pub mod config;
 
 pub mod schema;

@@ -40,6 +40,12 @@ pub struct Metrics {
     pub route_errors: IntGauge,
     /// Routes that are live.
     pub routes: IntGauge,
+    /// Certificates that are served.
+    pub certificates: IntGauge,
+    /// Errors in the files of certificates as they are on disk now.
+    pub certificate_errors: IntGauge,
+    /// Days until the first certificate ends; negative once one has.
+    pub certificate_days: IntGauge,
     /// When the process started, in seconds since 1970.
     pub start_time: Gauge,
 }
@@ -103,6 +109,12 @@ impl Metrics {
             reloads: counters("reloads_total", "Reloads of the routes.", &["result"]),
             route_errors: gauge("route_errors", "Errors in the route files on disk."),
             routes: gauge("routes", "Routes that are live."),
+            certificates: gauge("certificates", "Certificates that are served."),
+            certificate_errors: gauge("certificate_errors", "Errors in the certificates on disk."),
+            certificate_days: gauge(
+                "certificate_expiry_days",
+                "Days until the first certificate ends; 0 without one.",
+            ),
             start_time,
             registry,
         }

@@ -36,6 +36,7 @@ const HOUSE: &[Rule] = &[
     rule("route", &["session"], ROUTE_NEVER, ROUTE_SAYS),
     rule("route/watch", &["session"], SHELL, "route/watch may know notify, and no more than route"),
     rule("config", &["session", "route"], ROUTE_NEVER, "config knows what route knows, and route"),
+    rule("certs", &["route", "metrics"], ROUTE_NEVER, "certs knows files, names and keys, no socket"),
     rule("schema", &["config", "route"], ROUTE_NEVER, "schema knows the shapes of the files alone"),
     rule(
         "engine",
@@ -51,7 +52,7 @@ const HOUSE: &[Rule] = &[
     ),
     rule(
         "edge",
-        &["session", "config", "route", "fleet", "record", "metrics"],
+        &["session", "certs", "config", "route", "fleet", "record", "metrics"],
         &["bollard", "procfs", "notify"],
         "edge never knows an engine: it borrows a session from the fleet",
     ),

@@ -29,7 +29,9 @@ use pingora::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    acme::{self, Acme},
     admin::{Admin, Guard, Token},
+    certs::Certs,
     config::{AdminAddress, Config},
     edge::{Connections, Edge, Listener},
     engine::Engine,
@@ -38,7 +40,7 @@ use crate::{
 };
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Fleeting, Hangups, Readiness};
+use services::{Administration, Fleeting, Hangups, Ordering, Readiness};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -82,11 +84,13 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let fleet = build_fleet(&config, &table)?;
     let reloader = Reloader::new(Arc::clone(&config), Arc::clone(&table), Arc::clone(&fleet));
     let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
+    let acme = acme(&config, &table)?;
 
     let mut server = server(&config, &handover, upgrade)?;
     let signals = Signals {
         fleet: Arc::clone(&fleet),
         connections: Arc::clone(&connections),
+        acme: acme.clone(),
         handover,
         phases: server.watch_execution_phase(),
         tasks: TaskTracker::new(),
@@ -95,40 +99,59 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
         tracing::info!("waiting for the process before to get SIGQUIT");
     }
     server.bootstrap();
-    let _lock = if upgrade { sleep_only_alone(lock, Arc::clone(&fleet))? } else { Some(lock) };
+    let _lock = if upgrade {
+        sleep_only_alone(lock, Arc::clone(&fleet), acme.clone())?
+    } else {
+        acme.iter().for_each(|acme| acme.set_may_order(true));
+        Some(lock)
+    };
 
     let watched = Arc::clone(&reloader);
     let _watch = watch::watch(&config.paths.routes, move || drop(watched.reload()))
         .with_context(|| format!("cannot watch {}", config.paths.routes.display()))?;
-    add_services(&mut server, &config, &table, fleet, connections, reloader, guard);
+    let rooms = Rooms { table, fleet, connections, acme };
+    add_services(&mut server, &config, rooms, reloader, guard);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     Ok(())
+}
+
+/// What the services share.
+struct Rooms {
+    table: Arc<ArcSwap<RouteTable>>,
+    fleet: Arc<Fleet>,
+    connections: Arc<Connections>,
+    acme: Option<Arc<Acme>>,
 }
 
 fn add_services(
     server: &mut Server,
     config: &Config,
-    table: &Arc<ArcSwap<RouteTable>>,
-    fleet: Arc<Fleet>,
-    connections: Arc<Connections>,
+    rooms: Rooms,
     reloader: Arc<Reloader>,
     guard: Guard,
 ) {
+    let Rooms { table, fleet, connections, acme } = rooms;
     let ready = Arc::default();
     let mut fleeting = background_service("fleet", Fleeting(Arc::clone(&fleet)));
     fleeting.threads = Some(2);
     let adopted = server.add_service(fleeting);
 
-    let edge = edge_service(server, config, Arc::clone(table), Arc::clone(&fleet), connections);
+    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), config.timeouts.clone())
+        .with_acme(acme.clone());
+    let edge = edge_service(server, config, edge, connections);
     server.add_service(edge).add_dependency(&adopted);
     let readiness = Readiness { addresses: config.listen.http.clone(), ready: Arc::clone(&ready) };
     let readiness = background_service("readiness", readiness);
     server.add_service(readiness).add_dependency(&adopted);
+    if let Some(acme) = acme.clone() {
+        let ordering = Ordering { acme, addresses: config.listen.http.clone() };
+        server.add_service(background_service("acme", ordering)).add_dependency(&adopted);
+    }
 
-    let (table, errors) = (Arc::clone(table), Arc::clone(&reloader.errors));
+    let errors = Arc::clone(&reloader.errors);
     let hangups = Hangups(Arc::clone(&reloader));
     let reload: crate::admin::Reload = Arc::new(move || reloader.reload());
-    let admin = Admin { fleet, table, reload, errors, ready, guard };
+    let admin = Admin { fleet, table, reload, errors, ready, guard, acme };
     let address = config.listen.admin.clone();
     server.add_service(background_service("admin", Administration { admin, address }));
     server.add_service(background_service("hangups", hangups));
@@ -158,6 +181,17 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
     Ok(Fleet::new(engines, to_usize(config.limits.starts), limits, Box::new(planner)))
 }
 
+/// The certificates of the operator's folder and of ACME's, and who fills the latter.
+fn acme(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Result<Option<Arc<Acme>>> {
+    let Some(settings) = config.acme.clone() else { return Ok(None) };
+    let state = &config.paths.state;
+    let folder = acme::folder(state, &settings)?;
+    let certs = Arc::new(Certs::load([config.paths.certs.clone(), folder]));
+    let table = Arc::clone(table);
+    let routed = Box::new(move |host: &str| table.load().lookup(host).is_some());
+    Acme::open(settings, state, certs, routed).map(Some).context("[acme]")
+}
+
 fn server(config: &Config, handover: &Path, upgrade: bool) -> anyhow::Result<Server> {
     let drain = config.shutdown.drain;
     let conf = ServerConf {
@@ -177,11 +211,9 @@ fn server(config: &Config, handover: &Path, upgrade: bool) -> anyhow::Result<Ser
 fn edge_service(
     server: &Server,
     config: &Config,
-    table: Arc<ArcSwap<RouteTable>>,
-    fleet: Arc<Fleet>,
+    edge: Edge,
     connections: Arc<Connections>,
 ) -> Service<Listener> {
-    let edge = Edge::new(table, fleet, config.timeouts.clone());
     let mut proxy = http_proxy(&server.configuration, edge);
     let mut options = HttpServerOptions::default();
     options.h2c = true;
@@ -207,18 +239,25 @@ fn can_listen(address: &SocketAddr, key: &str) -> anyhow::Result<()> {
 
 /// While the old process drains, its requests hold leases that this one cannot see: nothing is put
 /// to sleep until it has ended. The thread that waits for that keeps the lock.
-fn sleep_only_alone(mut lock: StateLock, fleet: Arc<Fleet>) -> anyhow::Result<Option<StateLock>> {
+fn sleep_only_alone(
+    mut lock: StateLock,
+    fleet: Arc<Fleet>,
+    acme: Option<Arc<Acme>>,
+) -> anyhow::Result<Option<StateLock>> {
     fleet.set_may_sleep(false);
     let wait = move || match lock.wait() {
         Ok(()) => {
             tracing::info!("the process before has ended: idle sessions sleep from now on");
             fleet.set_may_sleep(true);
+            acme.iter().for_each(|acme| acme.set_may_order(true));
             // The lock lives as long as the process.
             loop {
                 thread::park();
             }
         }
-        Err(error) => tracing::error!(%error, "cannot lock the state folder: nothing will sleep"),
+        Err(error) => tracing::error!(
+            %error, "cannot lock the state folder: nothing will sleep, and nothing is ordered"
+        ),
     };
     thread::Builder::new().name("state-lock".into()).spawn(wait).context("cannot make a thread")?;
     Ok(None)

@@ -174,7 +174,8 @@ pub fn load_dir(
 fn tell(before: &Shelf, after: &Shelf) {
     for error in after.errors().iter().filter(|error| !before.errors().contains(error)) {
         let stays = after.pairs().contains_key(&error.file);
-        let what = if stays { "the certificate before stays" } else { "not a certificate to serve" };
+        let what =
+            if stays { "the certificate before stays" } else { "not a certificate to serve" };
         tracing::error!(%error, "{what}");
     }
     for pair in after.pairs().values() {

@@ -2,6 +2,7 @@
 //!
 //! [`Config`] is the checked form. Opens no socket and talks to no engine.
 
+pub(crate) mod acme;
 mod check;
 pub(crate) mod file;
 
@@ -13,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+pub use acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord};
 pub use file::{Limits, Shutdown, Timeouts};
 
 use crate::route::{EngineKind, Engines, RouteError, read_file};
@@ -39,6 +41,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// How to end.
     pub shutdown: Shutdown,
+    /// Certificates that come by themselves; `None`: they do not.
+    pub acme: Option<Acme>,
     /// What runs the instances, by name.
     pub engines: BTreeMap<String, EngineConfig>,
 }

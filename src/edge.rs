@@ -35,6 +35,7 @@ pub use connections::Connections;
 pub use listen::Listener;
 
 use crate::{
+    acme::Acme,
     config::Timeouts,
     fleet::{Fleet, Lease, Verdict},
     metrics::METRICS,
@@ -60,12 +61,20 @@ pub struct Edge {
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
     tunnels: TaskTracker,
+    acme: Option<Arc<Acme>>,
 }
 
 impl Edge {
     /// Serves the sessions of `table` from `fleet`.
     pub fn new(table: Arc<ArcSwap<RouteTable>>, fleet: Arc<Fleet>, timeouts: Timeouts) -> Self {
-        Self { table, fleet, timeouts, tunnels: TaskTracker::new() }
+        Self { table, fleet, timeouts, tunnels: TaskTracker::new(), acme: None }
+    }
+
+    /// Answers http-01 challenges, and lets requests cause orders where that is on.
+    #[must_use]
+    pub fn with_acme(mut self, acme: Option<Arc<Acme>>) -> Self {
+        self.acme = acme;
+        self
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
@@ -208,8 +217,17 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
+        let path = downstream.req_header().uri.path();
+        // Before there is a route: the ACME server's question wakes nobody.
+        if let Some(file) = self.acme.as_ref().and_then(|acme| acme.file(path)) {
+            respond::challenge(downstream, file, ctx.id.as_str()).await?;
+            return Ok(true);
+        }
         match Target::of(downstream, &self.table) {
             Ok(target) => {
+                if let Some(acme) = &self.acme {
+                    acme.want(&target.host);
+                }
                 ctx.target = Some(target);
                 Ok(false)
             }

@@ -36,7 +36,18 @@ const HOUSE: &[Rule] = &[
     rule("route", &["session"], ROUTE_NEVER, ROUTE_SAYS),
     rule("route/watch", &["session"], SHELL, "route/watch may know notify, and no more than route"),
     rule("config", &["session", "route"], ROUTE_NEVER, "config knows what route knows, and route"),
-    rule("certs", &["route", "metrics"], ROUTE_NEVER, "certs knows files, names and keys, no socket"),
+    rule(
+        "acme",
+        &["certs", "config", "metrics"],
+        &["pingora", "notify", "bollard", "procfs", "axum"],
+        "acme fills the folder that certs reads; it knows no request, no route and no session",
+    ),
+    rule(
+        "certs",
+        &["route", "metrics"],
+        ROUTE_NEVER,
+        "certs knows files, names and keys, no socket",
+    ),
     rule("schema", &["config", "route"], ROUTE_NEVER, "schema knows the shapes of the files alone"),
     rule(
         "engine",
@@ -52,13 +63,13 @@ const HOUSE: &[Rule] = &[
     ),
     rule(
         "edge",
-        &["session", "certs", "config", "route", "fleet", "record", "metrics"],
+        &["session", "acme", "certs", "config", "route", "fleet", "record", "metrics"],
         &["bollard", "procfs", "notify"],
         "edge never knows an engine: it borrows a session from the fleet",
     ),
     rule(
         "admin",
-        &["session", "route", "fleet", "metrics"],
+        &["session", "acme", "route", "fleet", "metrics"],
         &["pingora", "bollard", "procfs", "notify"],
         "admin asks the fleet and the routes; it knows no engine and no proxy",
     ),

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Admin, AdminAddress, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, Limits,
-    Listen, Paths, Timeouts,
+    Listen, Paths, Timeouts, acme,
     file::{ConfigFile, EngineTable, KindWord, ListenTable},
 };
 use crate::route::{
@@ -32,11 +32,12 @@ pub(super) fn parse(
     let (shape, source) = Source::parse::<ConfigFile>(file, text)?;
     let base = file.parent().unwrap_or(Path::new("/")).to_owned();
     let mut check = Check { found: Findings::new(&source), base: &base, environment };
-    let ConfigFile { listen, admin, paths, limits, timeouts, shutdown, engines } = shape;
+    let ConfigFile { listen, admin, paths, limits, timeouts, shutdown, acme, engines } = shape;
     let listen = check.listen(listen, admin.token_file.is_some());
     check.limits(&limits);
     check.timeouts(&timeouts);
     let engines = check.engines(engines.unwrap_or_else(default_engines));
+    let acme = acme.map(|table| acme::check(table, check.base, &mut check.found));
     let admin = Admin { token_file: admin.token_file.map(|path| base.join(path)) };
     let paths = Paths {
         routes: base.join(paths.routes),
@@ -46,7 +47,7 @@ pub(super) fn parse(
     let Check { found, .. } = check;
     found.finish(())?;
     let file = Some(file.to_owned());
-    Ok(Config { file, base, listen, admin, paths, limits, timeouts, shutdown, engines })
+    Ok(Config { file, base, listen, admin, paths, limits, timeouts, shutdown, acme, engines })
 }
 
 fn default_engines() -> BTreeMap<String, EngineTable> {

@@ -10,7 +10,7 @@ use std::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::AdminAddress;
+use super::{AdminAddress, acme::AcmeTable};
 use crate::route::{
     EngineKind,
     text::{self, AddressText, DurationText, Text, duration},
@@ -33,6 +33,9 @@ pub(crate) struct ConfigFile {
     pub(crate) timeouts: Timeouts,
     /// How to end.
     pub(crate) shutdown: Shutdown,
+    /// Certificates that come and renew by themselves. Without this table nothing is ordered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) acme: Option<AcmeTable>,
     /// What runs the instances, by the name that routes call it: `a-z`, `0-9` and `-`. Default:
     /// `local` of kind `process` and `docker` of kind `docker`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -223,8 +223,15 @@ impl Bed {
         let (listener, guard, address) = listen(at, token, folder.path()).await;
         let errors = Arc::new(ArcSwap::from_pointee(Vec::new()));
         let reload = reload.unwrap_or_else(|| reload_of(routes, &table, &errors));
-        let admin =
-            Admin { fleet: fleet.clone(), table, reload, errors, ready: ready.clone(), guard };
+        let admin = Admin {
+            fleet: fleet.clone(),
+            table,
+            reload,
+            errors,
+            ready: ready.clone(),
+            guard,
+            acme: None,
+        };
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
         let mut served = JoinSet::new();

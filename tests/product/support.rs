@@ -39,16 +39,23 @@ pub(crate) struct Edge {
 pub(crate) struct Setup {
     toml: String,
     routes: Vec<(String, String)>,
+    http: Option<SocketAddr>,
 }
 
 impl Setup {
     pub(crate) fn new() -> Self {
-        Self { toml: String::new(), routes: Vec::new() }
+        Self { toml: String::new(), routes: Vec::new(), http: None }
     }
 
-    /// More of `dormouse.toml`; `[listen]` is the harness's, and so are `[engines]` if it has none.
+    /// More of `dormouse.toml`, where `@DIR@` is its folder; `[listen]` is the harness's, and so are `[engines]` if it has none.
     pub(crate) fn config(mut self, toml: &str) -> Self {
         self.toml.push_str(toml);
+        self
+    }
+
+    /// Where requests come in, for who must know it before.
+    pub(crate) fn listen(mut self, http: SocketAddr) -> Self {
+        self.http = Some(http);
         self
     }
 
@@ -60,12 +67,13 @@ impl Setup {
 
     pub(crate) fn start(self) -> Edge {
         let dir = tempfile::tempdir().expect("a folder");
-        let (http, admin) = (free_port(), free_port());
+        let (http, admin) = (self.http.unwrap_or_else(free_port), free_port());
         let listen = format!("[listen]\nhttp = [\"{http}\"]\nadmin = \"{admin}\"\n");
         // The default has a Docker engine, too, whose daemon is not there in most tests.
         let has_engines = self.toml.contains("[engines");
         let engines = if has_engines { "" } else { "[engines.local]\nkind = \"process\"\n" };
-        let toml = format!("{listen}{engines}{}", self.toml);
+        let toml = self.toml.replace("@DIR@", &dir.path().to_string_lossy());
+        let toml = format!("{listen}{engines}{toml}");
         fs::write(dir.path().join("dormouse.toml"), toml).expect("dormouse.toml");
         fs::create_dir(dir.path().join("routes")).expect("routes");
         let (log, readers, announced) = (Arc::default(), Mutex::default(), Vec::new());
@@ -211,7 +219,7 @@ impl Edge {
         kib * 1024
     }
 
-    fn admin_status(&self, path: &str) -> Option<u16> {
+    pub(crate) fn admin_status(&self, path: &str) -> Option<u16> {
         Some(blocking(reqwest::get(format!("http://{}{path}", self.admin))).ok()?.status().as_u16())
     }
 

@@ -3,6 +3,7 @@
 //! The names are read from the certificates, never from the files' names. Knows no socket and no
 //! handshake: it is asked for a name, and told when to read the folders again.
 
+mod mint;
 mod pair;
 mod shelf;
 
@@ -17,7 +18,10 @@ use std::{
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
 
-pub use pair::{Pair, is_cert_file};
+pub use {
+    mint::{MintError, Minted, mint_dev},
+    pair::{Pair, is_cert_file},
+};
 
 use crate::{metrics::METRICS, route::RouteError};
 use shelf::Shelf;
@@ -174,7 +178,8 @@ pub fn load_dir(
 fn tell(before: &Shelf, after: &Shelf) {
     for error in after.errors().iter().filter(|error| !before.errors().contains(error)) {
         let stays = after.pairs().contains_key(&error.file);
-        let what = if stays { "the certificate before stays" } else { "not a certificate to serve" };
+        let what =
+            if stays { "the certificate before stays" } else { "not a certificate to serve" };
         tracing::error!(%error, "{what}");
     }
     for pair in after.pairs().values() {

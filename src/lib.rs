@@ -32,6 +32,8 @@ pub mod certs;
 
 pub mod config;
 
+pub mod watch;
+
 pub mod schema;
 
 pub mod metrics;

@@ -85,15 +85,17 @@ impl Pair {
         let chain = chain(file, &text)?;
         let (key_file, key) = private_key(file, &text)?;
         let (names, not_after) = meaning(file, &chain)?;
-        let key = CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| {
-            let wrong = match error {
-                TlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                    "the key is another certificate's".to_owned()
-                }
-                other => format!("the key cannot be used: {other}"),
-            };
-            RouteError::of_file(file, wrong).with_hint(format!("its key: {}", key_file.display()))
-        })?;
+        let key =
+            CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| {
+                let wrong = match error {
+                    TlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                        "the key is another certificate's".to_owned()
+                    }
+                    other => format!("the key cannot be used: {other}"),
+                };
+                RouteError::of_file(file, wrong)
+                    .with_hint(format!("its key: {}", key_file.display()))
+            })?;
         let mode = fs::metadata(&key_file).map_or(0, |metadata| metadata.permissions().mode());
         let exposed = (mode & 0o077 != 0).then_some(key_file);
         Ok(Some(Self { file: file.to_owned(), names, not_after, exposed, key: Arc::new(key) }))
@@ -160,10 +162,7 @@ fn chain(file: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Route
 }
 
 /// The key, and the file that holds it.
-fn private_key(
-    file: &Path,
-    text: &[u8],
-) -> Result<(PathBuf, PrivateKeyDer<'static>), RouteError> {
+fn private_key(file: &Path, text: &[u8]) -> Result<(PathBuf, PrivateKeyDer<'static>), RouteError> {
     match PrivateKeyDer::from_pem_slice(text) {
         Ok(key) => return Ok((file.to_owned(), key)),
         Err(PemError::NoItemsFound) => {}
@@ -204,11 +203,8 @@ fn meaning(
     let names = leaf
         .subject_alternative_name()
         .map_err(|error| wrong(format!("its names cannot be read: {error}")))?;
-    let names: Vec<Box<str>> = names
-        .iter()
-        .flat_map(|names| &names.value.general_names)
-        .filter_map(name)
-        .collect();
+    let names: Vec<Box<str>> =
+        names.iter().flat_map(|names| &names.value.general_names).filter_map(name).collect();
     if names.is_empty() {
         let wrong = wrong("it names no host".to_owned());
         return Err(wrong.with_hint("browsers read the subject alternative names alone"));

@@ -101,21 +101,15 @@ pub struct NameView {
     pub error: Option<String>,
 }
 
-/// The folder of the certificates that this ACME server gave: [`Certs`] reads it. Made if it is not
-/// there.
-pub fn folder(state: &Path, config: &config::Acme) -> Result<std::path::PathBuf, Error> {
-    Ok(Store::open(state, &config.directory)?.certs().to_owned())
-}
-
 impl Acme {
-    /// Reads what there is; orders nothing before [`Acme::run`].
+    /// Makes its folder in the `state` folder, if it is not there; orders nothing before [`Acme::run`].
     pub fn open(
         config: config::Acme,
         state: &Path,
         certs: Arc<Certs>,
         routed: Routed,
     ) -> Result<Arc<Self>, Error> {
-        let store = Arc::new(Store::open(state, &config.directory)?);
+        let store = Arc::new(Store::open(&config.folder(state))?);
         let challenges = Challenges::new(Arc::clone(&certs));
         let dns = config.dns.as_ref().map(Dns::new).transpose()?;
         let wire = Wire::new(config.ca_file.as_deref())?;

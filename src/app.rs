@@ -8,6 +8,7 @@ mod signals;
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{SocketAddr, TcpListener},
     path::Path,
     sync::Arc,
@@ -29,18 +30,19 @@ use pingora::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    acme::{self, Acme},
+    acme::Acme,
     admin::{Admin, Guard, Token},
-    certs::Certs,
-    config::{AdminAddress, Config},
-    edge::{Connections, Edge, Listener},
+    certs::{Certs, is_cert_file},
+    config::{AdminAddress, Config, Entrance},
+    edge::{Connections, Edge, Entrances, Listener, Unseen},
     engine::Engine,
     fleet::{self, Fleet},
-    route::{RouteError, RouteTable, load_dir, watch},
+    route::{RouteError, RouteTable, is_route_file, load_dir},
+    watch::{Watch, watch},
 };
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Fleeting, Hangups, Ordering, Readiness};
+use services::{Administration, Expiry, Fleeting, Hangups, Ordering, Readiness};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -71,7 +73,11 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     if !upgrade {
         lock.take()?;
         lock::forget_handover(&handover);
-        config.listen.http.iter().try_for_each(|address| can_listen(address, "listen.http"))?;
+        for (entrances, key) in
+            [(&config.listen.http, "listen.http"), (&config.listen.https, "listen.https")]
+        {
+            entrances.iter().try_for_each(|entrance| can_listen(&entrance.address, key))?;
+        }
         if let AdminAddress::Tcp(address) = &config.listen.admin {
             can_listen(address, "listen.admin")?;
         }
@@ -82,9 +88,13 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     }
     let table = Arc::new(ArcSwap::from_pointee(table));
     let fleet = build_fleet(&config, &table)?;
-    let reloader = Reloader::new(Arc::clone(&config), Arc::clone(&table), Arc::clone(&fleet));
+    let certs = Arc::new(load_certs(&config));
+    let entrances = Entrances::new(&config, &certs).map_err(anyhow::Error::from)?;
+    let unseen = Unseen::new(Arc::clone(&table), Arc::clone(&fleet));
+    let acme = acme(&config, &table, &certs)?;
+    let entrances = entrances.waking(unseen).ordering(acme.clone());
+    let reloader = Reloader::new(&config, &table, &fleet, &certs);
     let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
-    let acme = acme(&config, &table)?;
 
     let mut server = server(&config, &handover, upgrade)?;
     let signals = Signals {
@@ -106,52 +116,87 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
         Some(lock)
     };
 
-    let watched = Arc::clone(&reloader);
-    let _watch = watch::watch(&config.paths.routes, move || drop(watched.reload()))
-        .with_context(|| format!("cannot watch {}", config.paths.routes.display()))?;
-    let rooms = Rooms { table, fleet, connections, acme };
-    add_services(&mut server, &config, rooms, reloader, guard);
+    let _watches = watches(&config, &reloader)?;
+    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), config.timeouts.clone())
+        .with_redirect_port(config.redirect_port())
+        .with_acme(acme.clone());
+    let edge = edge_service(&server, &config, edge, connections, entrances);
+    let rooms = Rooms { table, fleet, acme };
+    add_services(&mut server, &config, rooms, edge, reloader, guard);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     Ok(())
+}
+
+/// Those that TLS needs; without TLS, none.
+fn load_certs(config: &Config) -> Certs {
+    if config.listen.https.is_empty() {
+        return Certs::load([]);
+    }
+    let certs = Certs::load(config.cert_folders());
+    if certs.pairs().is_empty() && config.acme.is_none() {
+        let folder = config.paths.certs.display();
+        tracing::warn!(%folder, "there is no certificate yet: every TLS handshake is refused");
+    }
+    certs
+}
+
+/// A thread a folder.
+fn watches(config: &Config, reloader: &Arc<Reloader>) -> anyhow::Result<Vec<Watch>> {
+    let begun = |folder: &Path, watch: io::Result<Watch>| {
+        watch.with_context(|| format!("cannot watch {}", folder.display()))
+    };
+    let (routes, changed) = (&config.paths.routes, Arc::clone(reloader));
+    let watch_routes = watch(routes, is_route_file, move || drop(changed.reload_routes()));
+    let mut watches = vec![begun(routes, watch_routes)?];
+    let folders = config.cert_folders();
+    for folder in folders.iter().filter(|_| !config.listen.https.is_empty()) {
+        let changed = Arc::clone(reloader);
+        let watch_certs = watch(folder, is_cert_file, move || drop(changed.reload_certs()));
+        watches.push(begun(folder, watch_certs)?);
+    }
+    Ok(watches)
 }
 
 /// What the services share.
 struct Rooms {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
-    connections: Arc<Connections>,
     acme: Option<Arc<Acme>>,
 }
 
 fn add_services(
     server: &mut Server,
     config: &Config,
-    rooms: Rooms,
+    Rooms { table, fleet, acme }: Rooms,
+    edge: Service<Listener>,
     reloader: Arc<Reloader>,
     guard: Guard,
 ) {
-    let Rooms { table, fleet, connections, acme } = rooms;
     let ready = Arc::default();
     let mut fleeting = background_service("fleet", Fleeting(Arc::clone(&fleet)));
     fleeting.threads = Some(2);
     let adopted = server.add_service(fleeting);
 
-    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), config.timeouts.clone())
-        .with_acme(acme.clone());
-    let edge = edge_service(server, config, edge, connections);
     server.add_service(edge).add_dependency(&adopted);
-    let readiness = Readiness { addresses: config.listen.http.clone(), ready: Arc::clone(&ready) };
+    let addresses = |entrances: &[Entrance]| -> Vec<_> {
+        entrances.iter().map(|entrance| entrance.address).collect()
+    };
+    let (http, https) = (addresses(&config.listen.http), addresses(&config.listen.https));
+    let all = http.iter().chain(&https).copied().collect();
+    let readiness = Readiness { http, https, ready: Arc::clone(&ready) };
     let readiness = background_service("readiness", readiness);
     server.add_service(readiness).add_dependency(&adopted);
     if let Some(acme) = acme.clone() {
-        let ordering = Ordering { acme, addresses: config.listen.http.clone() };
+        let ordering = Ordering { acme, addresses: all };
         server.add_service(background_service("acme", ordering)).add_dependency(&adopted);
     }
 
     let errors = Arc::clone(&reloader.errors);
+    let certs = Arc::clone(&reloader.certs);
+    server.add_service(background_service("certificates", Expiry(Arc::clone(&certs))));
     let hangups = Hangups(Arc::clone(&reloader));
     let reload: crate::admin::Reload = Arc::new(move || reloader.reload());
-    let admin = Admin { fleet, table, reload, errors, ready, guard, acme };
+    let admin = Admin { fleet, table, certs, reload, errors, ready, guard, acme };
     let address = config.listen.admin.clone();
     server.add_service(background_service("admin", Administration { admin, address }));
     server.add_service(background_service("hangups", hangups));
@@ -181,15 +226,16 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
     Ok(Fleet::new(engines, to_usize(config.limits.starts), limits, Box::new(planner)))
 }
 
-/// The certificates of the operator's folder and of ACME's, and who fills the latter.
-fn acme(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Result<Option<Arc<Acme>>> {
+/// Who orders certificates, if anybody does.
+fn acme(
+    config: &Config,
+    table: &Arc<ArcSwap<RouteTable>>,
+    certs: &Arc<Certs>,
+) -> anyhow::Result<Option<Arc<Acme>>> {
     let Some(settings) = config.acme.clone() else { return Ok(None) };
-    let state = &config.paths.state;
-    let folder = acme::folder(state, &settings)?;
-    let certs = Arc::new(Certs::load([config.paths.certs.clone(), folder]));
-    let table = Arc::clone(table);
+    let (table, certs) = (Arc::clone(table), Arc::clone(certs));
     let routed = Box::new(move |host: &str| table.load().lookup(host).is_some());
-    Acme::open(settings, state, certs, routed).map(Some).context("[acme]")
+    Acme::open(settings, &config.paths.state, certs, routed).map(Some).context("[acme]")
 }
 
 fn server(config: &Config, handover: &Path, upgrade: bool) -> anyhow::Result<Server> {
@@ -213,6 +259,7 @@ fn edge_service(
     config: &Config,
     edge: Edge,
     connections: Arc<Connections>,
+    entrances: Entrances,
 ) -> Service<Listener> {
     let mut proxy = http_proxy(&server.configuration, edge);
     let mut options = HttpServerOptions::default();
@@ -220,8 +267,9 @@ fn edge_service(
     options.h2_idle_timeout = Some(config.timeouts.client_idle);
     proxy.server_options = Some(options);
     let listener = Listener::new(proxy, connections, config.timeouts.client_head);
+    let listener = listener.with_entrances(entrances);
     let mut service = Service::new("edge".to_owned(), listener);
-    for address in &config.listen.http {
+    for Entrance { address, .. } in config.listen.http.iter().chain(&config.listen.https) {
         // Pingora reads heads and bodies into buffers of their own; one more, of 64 KiB, would stay
         // with every idle client.
         let unbuffered = L4BufferSettings::default().read(0);

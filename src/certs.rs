@@ -3,6 +3,7 @@
 //! The names are read from the certificates, never from the files' names. Knows no socket and no
 //! handshake: it is asked for a name, and told when to read the folders again.
 
+mod mint;
 mod pair;
 mod shelf;
 
@@ -17,7 +18,10 @@ use std::{
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
 
-pub use pair::{Pair, is_cert_file};
+pub use {
+    mint::{MintError, Minted, mint_dev},
+    pair::{Pair, is_cert_file},
+};
 
 use crate::{metrics::METRICS, route::RouteError};
 use shelf::Shelf;

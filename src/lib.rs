@@ -34,6 +34,8 @@ pub mod acme;
 
 pub mod config;
 
+pub mod watch;
+
 pub mod schema;
 
 pub mod metrics;

@@ -26,6 +26,12 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Connections closed at once because `limits.connections` was reached.
     pub connections_refused: IntCounter,
+    /// Clients that came to an address with TLS or the PROXY protocol, by how that went.
+    pub handshakes: IntCounterVec,
+    /// Leases taken at a ClientHello, before there was a request.
+    pub leases_at_sni: IntCounter,
+    /// Requests sent to HTTPS.
+    pub redirected: IntCounter,
     /// Wakes by engine and result.
     pub wakes: IntCounterVec,
     /// How long wakes took, by engine and part (`queued`, `engine`, `ready`), in seconds.
@@ -99,6 +105,13 @@ impl Metrics {
                 "connections_refused_total",
                 "Connections closed because limits.connections was reached.",
             ),
+            handshakes: counters(
+                "handshakes_total",
+                "TLS handshakes and PROXY headers by result.",
+                &["result"],
+            ),
+            leases_at_sni: counter("leases_at_sni_total", "Leases taken at a ClientHello."),
+            redirected: counter("redirected_total", "Requests redirected to HTTPS."),
             wakes: counters("wakes_total", "Wakes by result.", &["engine", "result"]),
             wake_seconds: register(
                 &registry,

@@ -15,7 +15,6 @@ use std::{
 use instant_acme::AccountCredentials;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use sha2::{Digest, Sha256};
 use x509_parser::parse_x509_certificate;
 
 /// A file that is being written; what a crash leaves of it is of no use.
@@ -56,24 +55,18 @@ pub(crate) struct Validity {
 impl Store {
     /// Makes the folders where they are missing, closes them to others, and clears away what a
     /// crash left half-written.
-    pub(super) fn open(state: &Path, directory: &str) -> io::Result<Self> {
-        let root = state.join("acme");
-        let server = root.join(server_name(directory));
+    pub(super) fn open(server: &Path) -> io::Result<Self> {
+        let root = server.parent().unwrap_or(server);
         let (orders, certs) = (server.join("orders"), server.join("certs"));
-        for folder in [&root, &server, &orders, &certs] {
+        for folder in [root, server, &orders, &certs] {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
             fs::set_permissions(folder, Permissions::from_mode(0o700))?;
         }
         let store = Self { account: server.join("account.json"), orders, certs };
-        for folder in [&server, &store.orders, &store.certs] {
+        for folder in [server, &store.orders, &store.certs] {
             clear_halves(folder)?;
         }
         Ok(store)
-    }
-
-    /// Where the certificates are: a file each, the key and the chain.
-    pub(super) fn certs(&self) -> &Path {
-        &self.certs
     }
 
     pub(super) fn account(&self) -> io::Result<Option<AccountCredentials>> {
@@ -147,17 +140,6 @@ impl Store {
     pub(super) fn forget_certificate(&self, name: &str) -> io::Result<()> {
         remove(&self.certificate_path(name))
     }
-}
-
-/// `acme.example.com-1a2b3c4d`: to be found by people, and different for every address.
-fn server_name(directory: &str) -> String {
-    let host = directory.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
-    let digest = Sha256::digest(directory);
-    let mark: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-    // An IPv6 address comes in brackets and with colons.
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '.';
-    let host = host.unwrap_or_default().replace(|letter| !plain(letter), "_");
-    format!("{host}-{mark}")
 }
 
 /// `*.example.com` → `_wildcard.example.com`.
@@ -256,10 +238,8 @@ fn clear_halves(folder: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    const DIRECTORY: &str = "https://acme.test:14000/dir";
-
     fn store(folder: &Path) -> Store {
-        Store::open(folder, DIRECTORY).expect("a store")
+        Store::open(&folder.join("acme/server")).expect("a store")
     }
 
     fn order(name: &str) -> KeptOrder {
@@ -341,11 +321,5 @@ mod tests {
         let kept = store.keep_certificate("a.test", &key, &chain).expect("kept");
         store.keep_certificate("a.test", &key, "nonsense").expect_err("no chain");
         assert_eq!(store.certificate("a.test"), Some(kept));
-    }
-
-    #[test]
-    fn every_server_has_a_folder_of_its_own() {
-        assert_ne!(server_name("https://a.test/dir"), server_name("https://a.test/other"));
-        assert!(server_name("https://[::1]:14000/dir").starts_with("___1_-"));
     }
 }

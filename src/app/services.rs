@@ -20,9 +20,12 @@ use super::{reload::Reloader, signals};
 use crate::{
     acme::Acme,
     admin::{Admin, Listener},
+    certs::Certs,
     config::AdminAddress,
     fleet::Fleet,
 };
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// Adopts what runs, lets the edge begin, and keeps the fleet's clock.
 pub(super) struct Fleeting(pub(super) Arc<Fleet>);
@@ -36,7 +39,8 @@ impl BackgroundService for Fleeting {
 
 /// Says that the edge is ready once it takes connections: Pingora tells nobody when it listens.
 pub(super) struct Readiness {
-    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) http: Vec<SocketAddr>,
+    pub(super) https: Vec<SocketAddr>,
     pub(super) ready: Arc<AtomicBool>,
 }
 
@@ -44,9 +48,9 @@ pub(super) struct Readiness {
 impl BackgroundService for Readiness {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         tokio::select! {
-            () = listening(&self.addresses) => {
+            () = listening(self.http.iter().chain(&self.https)) => {
                 self.ready.store(true, atomic::Ordering::Release);
-                tracing::info!(http = ?self.addresses, "ready");
+                tracing::info!(http = ?self.http, https = ?self.https, "ready");
             }
             _ = shutdown.changed() => {}
         }
@@ -63,7 +67,7 @@ pub(super) struct Ordering {
 impl BackgroundService for Ordering {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let orders = async {
-            listening(&self.addresses).await;
+            listening(self.addresses.iter()).await;
             self.acme.run().await;
         };
         tokio::select! {
@@ -74,7 +78,7 @@ impl BackgroundService for Ordering {
 }
 
 /// Returns when there is a listener at every address.
-async fn listening(addresses: &[SocketAddr]) {
+async fn listening(addresses: impl Iterator<Item = &SocketAddr>) {
     for address in addresses {
         while TcpStream::connect(reachable(*address)).await.is_err() {
             sleep(Duration::from_millis(1)).await;
@@ -92,7 +96,26 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Reads the routes again at SIGHUP.
+/// Says once a day which certificates end soon, and keeps the metric that counts their days.
+pub(super) struct Expiry(pub(super) Arc<Certs>);
+
+#[async_trait]
+impl BackgroundService for Expiry {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        for hour in 0_u64.. {
+            for pair in self.0.expiring().iter().filter(|_| hour % 24 == 0) {
+                let (file, names) = (pair.file.display(), &pair.names);
+                tracing::warn!(%file, ?names, days = pair.days_left(), "a certificate ends soon");
+            }
+            tokio::select! {
+                () = sleep(HOUR) => {}
+                _ = shutdown.changed() => return,
+            }
+        }
+    }
+}
+
+/// Reads routes and certificates again at SIGHUP.
 pub(super) struct Hangups(pub(super) Arc<Reloader>);
 
 #[async_trait]
@@ -104,7 +127,7 @@ impl BackgroundService for Hangups {
                 () = signals::next(&mut hangup) => {}
                 _ = shutdown.changed() => return,
             }
-            tracing::info!("SIGHUP: reading the routes again");
+            tracing::info!("SIGHUP: reading routes and certificates again");
             let reloader = Arc::clone(&self.0);
             // What is wrong is logged where it is found.
             let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;

@@ -157,3 +157,27 @@ fn challenges_are_apart_from_certificates() {
     }
     assert_eq!(certs.answer_challenge("more.test", key), Err(TooManyChallenges));
 }
+
+#[test]
+fn a_dev_certificate_is_minted_once_and_anew_for_other_names() {
+    let (certs, state) = (folder(), folder());
+    let mint = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        mint_dev(certs.path(), state.path(), &names).expect("minted")
+    };
+    let first = mint(&["*.localhost"]);
+    assert!(first.new && first.new_authority);
+    let mode = |file: &Path| fs::metadata(file).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(&state.path().join("dev-ca/ca.key")), 0o600);
+    assert_eq!(mode(&certs.path().join("dev.key")), 0o600);
+    let served = Certs::load([certs.path().to_owned()]);
+    assert_eq!((served.errors(), served.pairs()[0].exposed.clone()), (vec![], None));
+    assert!(served.resolve("alice.localhost").is_some());
+
+    let again = mint(&["*.localhost"]);
+    assert_eq!((again.new, again.new_authority), (false, false));
+    let other = mint(&["*.localhost", "ide.test"]);
+    assert_eq!((other.new, other.new_authority), (true, false));
+    served.reload();
+    assert!(served.resolve("ide.test").is_some());
+}

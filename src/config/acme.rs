@@ -10,7 +10,9 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use super::Listen;
 use crate::route::{
     canonical_host,
     source::Findings,
@@ -161,6 +163,14 @@ pub struct Acme {
     pub dns: Option<Dns>,
 }
 
+impl Acme {
+    /// The folder of this server in the `state` folder: what one server gave is never shown as
+    /// another's.
+    pub fn folder(&self, state: &Path) -> PathBuf {
+        state.join("acme").join(server_name(&self.directory))
+    }
+}
+
 /// The limits of what clients may cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OnDemand {
@@ -206,7 +216,12 @@ pub struct DnsUpdate {
 }
 
 /// What `[acme]` means; what is wrong with it goes to `found`.
-pub(super) fn check(table: AcmeTable, base: &Path, found: &mut Findings<'_>) -> Acme {
+pub(super) fn check(
+    table: AcmeTable,
+    listen: &Listen,
+    base: &Path,
+    found: &mut Findings<'_>,
+) -> Acme {
     let mut check = Check { base, found };
     let directory = check.directory(&table.directory);
     let contact = check.contact(&table.contact);
@@ -223,6 +238,7 @@ pub(super) fn check(table: AcmeTable, base: &Path, found: &mut Findings<'_>) -> 
             check.found.value(&["acme", key], format!("`{key}` must be more than nothing"));
         }
     }
+    check.listens(&table, listen);
     let dns = check.dns(&table);
     check.needs_dns(&table, dns.is_some());
     let on_demand = OnDemand { rate: table.on_demand_rate, max: table.on_demand_max };
@@ -261,6 +277,17 @@ impl Check<'_, '_> {
                 }
                 url.to_owned()
             }
+        }
+    }
+
+    fn listens(&mut self, table: &AcmeTable, listen: &Listen) {
+        if listen.https.is_empty() {
+            let wrong = "nobody would be shown the certificates: there is no listen.https";
+            self.found.key(&["acme"], wrong).hint = Some("set listen.https".into());
+        }
+        if listen.http.is_empty() && table.challenge == ChallengeWord::Http01 {
+            self.found.value(&["acme", "challenge"], "http-01 needs listen.http").hint =
+                Some("set listen.http, or challenge = \"tls-alpn-01\"".into());
         }
     }
 
@@ -355,6 +382,17 @@ impl Check<'_, '_> {
     }
 }
 
+/// `acme.example.com-1a2b3c4d`: to be found by people, and different for every address.
+fn server_name(directory: &str) -> String {
+    let host = directory.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+    let digest = Sha256::digest(directory);
+    let mark: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    // An IPv6 address comes in brackets and with colons.
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '.';
+    let host = host.unwrap_or_default().replace(|letter| !plain(letter), "_");
+    format!("{host}-{mark}")
+}
+
 /// What a certificate can be had for: a DNS name of more than one label, or a wildcard of one.
 pub(crate) fn is_name(name: &str) -> bool {
     let host = name.strip_prefix("*.").unwrap_or(name);
@@ -363,4 +401,28 @@ pub(crate) fn is_name(name: &str) -> bool {
         && host.contains('.')
         && !host.contains('_')
         && !is_address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_server_has_a_folder_of_its_own() {
+        assert_ne!(server_name("https://a.test/dir"), server_name("https://a.test/other"));
+        assert!(server_name("https://[::1]:14000/dir").starts_with("___1_-"));
+    }
+
+    #[test]
+    fn a_certificate_is_for_a_name_of_dns() {
+        for name in ["a.test", "*.a.test", "xn--bcher-kva.example", "1.example"] {
+            assert!(is_name(name), "{name}");
+        }
+        for name in ["", "*", "test", "*.test", "*.*.a.test", "A.test", "a_b.test", "a.test."] {
+            assert!(!is_name(name), "{name}");
+        }
+        for name in ["127.0.0.1", "[::1]", "a.test:80", "a..test", "-a.test"] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
 }

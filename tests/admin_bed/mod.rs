@@ -223,12 +223,15 @@ impl Bed {
         let (listener, guard, address) = listen(at, token, folder.path()).await;
         let errors = Arc::new(ArcSwap::from_pointee(Vec::new()));
         let reload = reload.unwrap_or_else(|| reload_of(routes, &table, &errors));
+        let certs = Arc::new(dormouse::certs::Certs::load([]));
+        let (fleet_of, is_ready) = (fleet.clone(), ready.clone());
         let admin = Admin {
-            fleet: fleet.clone(),
+            fleet: fleet_of,
             table,
+            certs,
             reload,
             errors,
-            ready: ready.clone(),
+            ready: is_ready,
             guard,
             acme: None,
         };

@@ -13,28 +13,44 @@ use std::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::Value;
 
-use crate::support::{Edge, Setup, blocking, client, free_port, witnessed};
+use crate::{
+    support::{Edge, Setup, blocking, client, free_port, witnessed},
+    tls::{HTTPS, Tls, shown},
+};
 use pebble::{Dns, Pebble};
 
 /// Longer than any test.
 const LONG: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
-/// A pebble that looks for this edge, and its DNS.
-fn servers(http: SocketAddr, validity: Duration) -> (Dns, Pebble) {
-    let dns = Dns::start();
-    let pebble = Pebble::start(&pebble::Setup {
-        http: http.port(),
-        tls: 1,
-        validity,
-        nonces_rejected: 0,
-        dns: dns.address,
-    });
-    (dns, pebble)
+/// Where an edge will listen: pebble must know before.
+#[derive(Clone, Copy)]
+struct Ports {
+    http: SocketAddr,
+    https: SocketAddr,
 }
 
-/// An edge with a route for `*.test`.
-fn setup(http: SocketAddr, acme: &str) -> Setup {
-    Setup::new().listen(http).config(acme).route("demo", &witnessed("", ""))
+impl Ports {
+    fn free() -> Self {
+        Self { http: free_port(), https: free_port() }
+    }
+
+    /// A pebble that looks for this edge, and its DNS.
+    fn servers(self, validity: Duration) -> (Dns, Pebble) {
+        self.servers_that_reject(0, validity)
+    }
+
+    fn servers_that_reject(self, nonces_rejected: u32, validity: Duration) -> (Dns, Pebble) {
+        let (http, tls, dns) = (self.http.port(), self.https.port(), Dns::start());
+        let address = dns.address;
+        let setup = pebble::Setup { http, tls, validity, nonces_rejected, dns: address };
+        (dns, Pebble::start(&setup))
+    }
+
+    /// An edge with a route for `*.test`.
+    fn edge(self, acme: &str) -> Edge {
+        let setup = Setup::new().ports(self.http, self.https).listen(HTTPS).config(acme);
+        setup.route("demo", &witnessed("", "")).start()
+    }
 }
 
 /// What the admin API says of a name.
@@ -90,18 +106,11 @@ fn get(edge: &Edge, host: &str, path: &str) -> (u16, String) {
 
 #[test]
 fn a_listed_host_has_a_certificate_by_http_01_and_nobody_was_woken() {
-    let http = free_port();
-    let dns = Dns::start();
-    let pebble = Pebble::start(&pebble::Setup {
-        http: http.port(),
-        tls: 1,
-        validity: LONG,
-        // The server's own default: some good nonces are refused.
-        nonces_rejected: 5,
-        dns: dns.address,
-    });
+    let ports = Ports::free();
+    // As it does by default.
+    let (_dns, pebble) = ports.servers_that_reject(5, LONG);
     let acme = pebble.toml() + "hosts = ['a.test']\nretry = '1s'\n";
-    let mut edge = setup(http, &acme).start();
+    let mut edge = ports.edge(&acme);
     // Three refused nonces in a row are a failure.
     edge.announce("no certificate");
     wait_valid(&mut edge, "a.test");
@@ -119,10 +128,10 @@ fn a_listed_host_has_a_certificate_by_http_01_and_nobody_was_woken() {
 
 #[test]
 fn a_challenge_that_nobody_shows_is_no_request_for_a_session() {
-    let http = free_port();
-    let (_dns, pebble) = servers(http, LONG);
+    let ports = Ports::free();
+    let (_dns, pebble) = ports.servers(LONG);
     let acme = pebble.toml() + "on_demand = true\n";
-    let edge = setup(http, &acme).start();
+    let edge = ports.edge(&acme);
     let (status, _) = get(&edge, "alice.test", "/.well-known/acme-challenge/nothing");
     assert_eq!((status, edge.starts("alice.test"), pebble.orders()), (404, 0, 0));
     let without = Setup::new().route("demo", &witnessed("", "")).start();
@@ -130,22 +139,58 @@ fn a_challenge_that_nobody_shows_is_no_request_for_a_session() {
     assert_eq!(without.starts("alice.test"), 1, "without [acme] the path is the instance's");
 }
 
+/// The certificate that the edge shows for a host, if it shakes hands.
+fn shake(edge: &Edge, pebble: &Pebble, host: &str) -> Option<CertificateDer<'static>> {
+    let tls = Tls::trusting(&pebble.root());
+    blocking(async { tls.connect(edge, host).await.ok().map(|stream| shown(&stream)) })
+}
+
+#[test]
+fn a_listed_host_has_a_certificate_by_tls_alpn_01_and_shows_it() {
+    let ports = Ports::free();
+    let (_dns, pebble) = ports.servers(LONG);
+    let acme = pebble.toml() + "hosts = ['a.test']\nchallenge = 'tls-alpn-01'\n";
+    let mut edge = ports.edge(&acme);
+    wait_valid(&mut edge, "a.test");
+    let leaf = shake(&edge, &pebble, "a.test").expect("a handshake that the client trusts");
+    let file = fs::read(certificate(&edge, "a.test")).expect("a certificate");
+    assert_eq!(leaf, CertificateDer::from_pem_slice(&file).expect("a certificate"));
+    assert_eq!(edge.metric(&["handshakes_total", "challenge"]), 1.0);
+    assert_eq!(edge.starts("a.test"), 0);
+}
+
+#[test]
+fn a_client_hello_orders_for_a_routed_host_and_waits_for_the_certificate() {
+    let ports = Ports::free();
+    let (_dns, pebble) = ports.servers(LONG);
+    let acme = pebble.toml() + "on_demand = true\nchallenge = 'tls-alpn-01'\n";
+    let edge = ports.edge(&acme);
+    for unknown in ["unknown.example", "a.b.test", "test"] {
+        assert!(shake(&edge, &pebble, unknown).is_none(), "{unknown}");
+    }
+    assert_eq!(pebble.orders(), 0);
+    assert!(shake(&edge, &pebble, "alice.test").is_some());
+    assert!(shake(&edge, &pebble, "alice.test").is_some());
+    assert_eq!(pebble.orders(), 1);
+    assert_eq!(edge.starts("alice.test"), 0);
+}
+
 #[test]
 fn a_wildcard_has_a_certificate_by_dns_01_and_the_hook() {
-    let http = free_port();
-    let (dns, pebble) = servers(http, LONG);
+    let ports = Ports::free();
+    let (dns, pebble) = ports.servers(LONG);
     let acme = pebble.toml() + &dns.hook() + "hosts = ['*.a.test']\n";
-    let mut edge = setup(http, &acme).start();
+    let mut edge = ports.edge(&acme);
     wait_valid(&mut edge, "*.a.test");
     assert_eq!(names_in(&certificate(&edge, "_wildcard.a.test")), ["DNSName(*.a.test)"]);
 }
 
 #[test]
 fn a_certificate_is_renewed_before_it_ends() {
-    let http = free_port();
-    let (_dns, pebble) = servers(http, Duration::from_secs(9));
+    let ports = Ports::free();
+    let (_dns, pebble) = ports.servers(Duration::from_secs(9));
     let acme = pebble.toml() + "hosts = ['a.test']\n";
-    let mut edge = setup(http, &acme).start();
+    let mut edge = ports.edge(&acme);
     edge.announce("ends");
     wait_valid(&mut edge, "a.test");
     let first = fs::read(certificate(&edge, "a.test")).expect("a certificate");
@@ -159,10 +204,10 @@ fn a_certificate_is_renewed_before_it_ends() {
 
 #[test]
 fn while_the_server_is_down_the_certificate_before_stays() {
-    let http = free_port();
-    let (_dns, mut pebble) = servers(http, Duration::from_secs(12));
+    let ports = Ports::free();
+    let (_dns, mut pebble) = ports.servers(Duration::from_secs(12));
     let acme = pebble.toml() + "hosts = ['a.test']\nretry = '500ms'\n";
-    let mut edge = setup(http, &acme).start();
+    let mut edge = ports.edge(&acme);
     edge.announce("ends").announce("no new certificate").announce("no certificate");
     edge.announce("does not know our account");
     wait_valid(&mut edge, "a.test");
@@ -185,9 +230,9 @@ fn while_the_server_is_down_the_certificate_before_stays() {
 #[test]
 fn a_name_that_cannot_be_shown_gets_nothing_and_is_not_asked_for_again_at_once() {
     // Pebble looks where nobody listens.
-    let (_dns, pebble) = servers(free_port(), LONG);
+    let (_dns, pebble) = Ports::free().servers(LONG);
     let acme = pebble.toml() + "hosts = ['a.test']\non_demand = true\n";
-    let mut edge = Setup::new().config(&acme).route("demo", &witnessed("", "")).start();
+    let mut edge = Ports::free().edge(&acme);
     edge.announce("no certificate");
     edge.wait_until("it has failed", |edge| name(edge, "a.test")["failures"] == 1);
     let is = name(&edge, "a.test");
@@ -208,10 +253,10 @@ fn a_name_that_cannot_be_shown_gets_nothing_and_is_not_asked_for_again_at_once()
 
 #[test]
 fn on_demand_is_for_hosts_that_a_route_matches_alone() {
-    let http = free_port();
-    let (_dns, pebble) = servers(http, LONG);
+    let ports = Ports::free();
+    let (_dns, pebble) = ports.servers(LONG);
     let acme = pebble.toml() + "on_demand = true\non_demand_rate = 2\n";
-    let mut edge = setup(http, &acme).start();
+    let mut edge = ports.edge(&acme);
     for host in ["unknown.example", "a.b.test", "test", "127.0.0.1"] {
         assert_eq!(get(&edge, host, "/").0, 404);
     }
@@ -243,10 +288,10 @@ fn gated_hook(dns: &Dns) -> String {
 
 #[test]
 fn an_order_that_a_crash_cut_off_goes_on() {
-    let http = free_port();
-    let (dns, pebble) = servers(http, LONG);
+    let ports = Ports::free();
+    let (dns, pebble) = ports.servers(LONG);
     let acme = pebble.toml() + &gated_hook(&dns) + "challenge = 'dns-01'\nhosts = ['a.test']\n";
-    let mut edge = setup(http, &acme).start();
+    let mut edge = ports.edge(&acme);
     edge.wait_until("the order is under way", |edge| edge.path("reached.set").exists());
     edge.kill();
     assert!(!certificate(&edge, "a.test").exists());
@@ -262,10 +307,10 @@ fn an_order_that_a_crash_cut_off_goes_on() {
 
 #[test]
 fn a_certificate_that_was_signed_and_not_kept_is_fetched_after_the_crash() {
-    let http = free_port();
-    let (_dns, pebble) = servers(http, LONG);
+    let ports = Ports::free();
+    let (_dns, pebble) = ports.servers(LONG);
     let acme = pebble.toml() + "on_demand = true\n";
-    let mut edge = setup(http, &acme).start();
+    let mut edge = ports.edge(&acme);
     edge.announce("no certificate").announce("left half-written");
     // No file can take the place of a folder that is not empty.
     let file = certificate(&edge, "alice.test");
@@ -283,10 +328,10 @@ fn a_certificate_that_was_signed_and_not_kept_is_fetched_after_the_crash() {
 
 #[test]
 fn a_second_process_orders_nothing_before_the_first_has_ended() {
-    let http = free_port();
-    let (dns, pebble) = servers(http, LONG);
+    let ports = Ports::free();
+    let (dns, pebble) = ports.servers(LONG);
     let acme = pebble.toml() + &gated_hook(&dns) + "challenge = 'dns-01'\nhosts = ['a.test']\n";
-    let mut edge = setup(http, &acme).start();
+    let mut edge = ports.edge(&acme);
     edge.wait_until("the order is under way", |edge| edge.path("reached.set").exists());
     let next = edge.launch(&["--upgrade"]);
     edge.wait_until("the next process waits", |edge| edge.path("state/upgrade.sock").exists());

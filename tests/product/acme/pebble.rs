@@ -67,6 +67,7 @@ pub(super) struct Setup {
 pub(super) struct Pebble {
     folder: TempDir,
     address: SocketAddr,
+    management: SocketAddr,
     dns: SocketAddr,
     nonces_rejected: u32,
     child: Option<Child>,
@@ -97,7 +98,8 @@ impl Pebble {
         fs::write(file("pebble.json"), config.to_string()).expect("written");
         let (dns, nonces_rejected) = (setup.dns, setup.nonces_rejected);
         let log = Arc::default();
-        let mut pebble = Self { folder, address, dns, nonces_rejected, child: None, log };
+        let mut pebble =
+            Self { folder, address, management, dns, nonces_rejected, child: None, log };
         pebble.run();
         pebble
     }
@@ -125,6 +127,18 @@ impl Pebble {
         });
         self.child = Some(child);
         wait_for(self.address);
+    }
+
+    /// Its own authority, PEM.
+    pub(super) fn root(&self) -> String {
+        let output = Command::new("curl")
+            .arg("-sf")
+            .arg("--cacert")
+            .arg(self.folder.path().join("server.pem"))
+            .arg(format!("https://{}/roots/0", self.management))
+            .output()
+            .expect("curl runs");
+        String::from_utf8(output.stdout).expect("PEM")
     }
 
     pub(super) fn stop(&mut self) {

@@ -10,6 +10,8 @@ mod connections;
 mod dial;
 mod early;
 mod forwarded;
+#[doc(hidden)]
+pub mod fuzz;
 mod headers;
 mod hold;
 mod listen;

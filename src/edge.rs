@@ -15,7 +15,11 @@ mod respond;
 mod target;
 mod tunnel;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -36,10 +40,11 @@ pub use listen::Listener;
 
 use crate::{
     config::Timeouts,
-    fleet::{Fleet, Lease, Verdict},
+    fleet::{Fleet, Held, Lease, Verdict},
     metrics::METRICS,
+    record::{Access, AccessLog},
     route::RouteTable,
-    session::machine::Asker,
+    session::{Generation, machine::Asker},
 };
 use headers::RequestId;
 use listen::Connection;
@@ -60,12 +65,19 @@ pub struct Edge {
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
     tunnels: TaskTracker,
+    access_log: Option<Arc<AccessLog>>,
 }
 
 impl Edge {
     /// Serves the sessions of `table` from `fleet`.
     pub fn new(table: Arc<ArcSwap<RouteTable>>, fleet: Arc<Fleet>, timeouts: Timeouts) -> Self {
-        Self { table, fleet, timeouts, tunnels: TaskTracker::new() }
+        Self { table, fleet, timeouts, tunnels: TaskTracker::new(), access_log: None }
+    }
+
+    /// Each request is written to `log`.
+    pub fn log_to(mut self, log: Option<Arc<AccessLog>>) -> Self {
+        self.access_log = log;
+        self
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
@@ -89,6 +101,8 @@ impl Edge {
         // In `ctx` while it waits, so that whatever ends the request gives it back.
         let lease = ctx.lease.insert(lease);
         let endpoint = hold::ready(downstream, lease).await?;
+        ctx.generation = Some(endpoint.generation);
+        ctx.held = lease.held();
         ctx.connect_began = Some(Instant::now());
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
@@ -120,11 +134,15 @@ impl Edge {
 
 /// One request's state, from its head to its last byte.
 pub struct Ctx {
+    began: Instant,
     id: RequestId,
     target: Option<Arc<Target>>,
     manner: Manner,
     takeover: Option<Arc<Takeover>>,
     lease: Option<Lease>,
+    /// Of the last lease, which may be the tunnel's by now.
+    generation: Option<Generation>,
+    held: Option<Held>,
     answer: Option<Answer>,
     connects: u32,
     connect_began: Option<Instant>,
@@ -134,6 +152,29 @@ pub struct Ctx {
 }
 
 impl Ctx {
+    /// What the access log says of the request, which has ended.
+    fn access<'a>(&'a self, downstream: &'a Downstream, status: u16) -> Access<'a> {
+        let request = downstream.req_header();
+        let agent = request.headers.get(http::header::USER_AGENT);
+        let millis = |took: Duration| took.as_secs_f64() * 1000.0;
+        Access {
+            at: unix_ms(),
+            id: self.id.as_str(),
+            client: client::address(downstream),
+            method: request.method.as_str(),
+            host: self.target.as_ref().map_or("", |target| &*target.host),
+            path: request.uri.path(),
+            route: self.target.as_ref().map_or("", |target| &*target.route.name),
+            generation: self.generation.map(|generation| generation.0),
+            status,
+            reason: self.answer.map(Answer::reason),
+            bytes: downstream.body_bytes_sent(),
+            took_ms: millis(self.began.elapsed()),
+            held_ms: self.held.map(|held| millis(held.hold)),
+            agent: agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default(),
+        }
+    }
+
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
     fn take_over(&mut self, tunnels: &TaskTracker) {
         let tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
@@ -171,11 +212,14 @@ impl ProxyHttp for Edge {
 
     fn new_ctx(&self) -> Ctx {
         Ctx {
+            began: Instant::now(),
             id: RequestId::none(),
             target: None,
             manner: Manner::default(),
             takeover: None,
             lease: None,
+            generation: None,
+            held: None,
             answer: None,
             connects: 0,
             connect_began: None,
@@ -189,6 +233,7 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _: &mut pingora::modules::http::HttpModules) {}
 
     async fn early_request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<()> {
+        ctx.began = Instant::now();
         if let Some(connection) = Connection::of(downstream.digest()) {
             connection.request_began();
             ctx.connection = Some(Arc::clone(connection));
@@ -311,7 +356,7 @@ impl ProxyHttp for Edge {
             downstream.set_read_timeout(None);
         }
         ctx.id.answer(answer)?;
-        if let Some(held) = ctx.lease.as_ref().and_then(Lease::held) {
+        if let Some(held) = ctx.held {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -367,6 +412,9 @@ impl ProxyHttp for Edge {
         METRICS.count_request(status);
         let host = ctx.target.as_ref().map_or("", |target| &*target.host);
         tracing::debug!(id = ctx.id.as_str(), session = host, status, "request");
+        if let Some(log) = &self.access_log {
+            log.write(&ctx.access(downstream, status));
+        }
     }
 
     /// We log what became of a request ourselves, in `fail_to_proxy`.
@@ -383,6 +431,11 @@ impl ProxyHttp for Edge {
     ) -> bool {
         true
     }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn is_tls(kind: &ErrorType) -> bool {

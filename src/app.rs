@@ -31,7 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     admin::{Admin, Guard, Token},
-    certs::{Certs, is_cert_file},
+    certs::{Certs, DEV_FOLDER, is_cert_file},
     config::{AdminAddress, Config, Entrance},
     edge::{Connections, Edge, Entrances, Listener, Unseen},
     engine::Engine,
@@ -120,7 +120,8 @@ fn load_certs(config: &Config) -> Certs {
     if config.listen.https.is_empty() {
         return Certs::load([]);
     }
-    let certs = Certs::load(config.cert_folders());
+    let dev = config.paths.state.join(DEV_FOLDER);
+    let certs = Certs::load(config.cert_folders()).with_dev(dev);
     if certs.pairs().is_empty() {
         let folder = config.paths.certs.display();
         tracing::warn!(%folder, "there is no certificate yet: every TLS handshake is refused");

@@ -170,7 +170,8 @@ kind = "dokcer"
     let expected = [
         "dormouse.toml:3:9: `localhost:80` is no address with a port, expected ADDRESS:PORT such \
          as \"127.0.0.1:8080\" or \"[::]:8080\"",
-        "dormouse.toml:4:1: unknown key `admim`; did you mean `admin`? known: `http`, `admin`",
+        "dormouse.toml:4:1: unknown key `admim`; did you mean `admin`? known: `http`, `https`, \
+         `trusted_proxies`, `admin`",
         "dormouse.toml:6:8: invalid type: string \"many\", expected a whole number up to 4294967295",
         "dormouse.toml:8:9: `30 potatoes` is no duration, expected a duration such as \"30s\", \
          \"15m\" or \"2h\"",

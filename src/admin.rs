@@ -4,6 +4,7 @@
 //! know engines or Pingora: sessions are the fleet's, routes the table's, and a reload is a
 //! function that `app` gives.
 
+mod certs;
 mod guard;
 mod listen;
 mod problem;
@@ -39,6 +40,7 @@ pub use {
 };
 
 use crate::{
+    certs::Certs,
     fleet::Fleet,
     metrics::METRICS,
     route::{Route, RouteError, RouteTable},
@@ -59,6 +61,10 @@ pub struct ReloadReport {
     pub changed: Vec<String>,
     /// The names of those that are gone.
     pub removed: Vec<String>,
+    /// Certificates that are served now.
+    pub certificates: usize,
+    /// What is wrong with the certificates' files: where one was served before, it still is.
+    pub certificate_errors: Vec<RouteError>,
 }
 
 impl ReloadReport {
@@ -75,6 +81,7 @@ impl ReloadReport {
                 before.get(&route.name).is_some_and(|old| **old != *route)
             }),
             removed: names(before, &|route| after.get(&route.name).is_none()),
+            ..Self::default()
         }
     }
 }
@@ -86,6 +93,8 @@ pub struct Admin {
     pub fleet: Arc<Fleet>,
     /// The routes that are live.
     pub table: Arc<ArcSwap<RouteTable>>,
+    /// The certificates that are served.
+    pub certs: Arc<Certs>,
     /// Puts the route files in force.
     pub reload: Reload,
     /// What the last reload, whoever asked for it, found wrong in the route files.
@@ -133,6 +142,7 @@ impl Admin {
             .route("/v1/sessions/{host}/wake", post(sessions::wake))
             .route("/v1/sessions/{host}/sleep", post(sessions::sleep))
             .route("/v1/routes", get(routes))
+            .route("/v1/certs", get(certs::list))
             .route("/v1/reload", post(reload))
             .fallback(no_such_path)
             .method_not_allowed_fallback(wrong_method)
@@ -235,8 +245,8 @@ async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>,
 }
 
 async fn no_such_path() -> Problem {
-    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/routes and \
-                  /v1/reload";
+    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/routes, \
+                  /v1/certs and /v1/reload";
     Problem::new(StatusCode::NOT_FOUND, "no_such_path", "No such path", detail)
 }
 

@@ -8,6 +8,7 @@ mod signals;
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,16 +31,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     admin::{Admin, Guard, Token},
-    config::{AdminAddress, Config},
-    edge::{Connections, Edge, Listener},
+    certs::{Certs, DEV_FOLDER, is_cert_file},
+    config::{AdminAddress, Config, Entrance},
+    edge::{Connections, Edge, Entrances, Listener, Unseen},
     engine::Engine,
     fleet::{self, Fleet},
     record::AccessLog,
-    route::{RouteError, RouteTable, load_dir, watch},
+    route::{RouteError, RouteTable, is_route_file, load_dir},
+    watch::{Watch, watch},
 };
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Fleeting, Hangups, Readiness};
+use services::{Administration, Expiry, Fleeting, Hangups, Readiness};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -70,7 +73,11 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     if !upgrade {
         lock.take()?;
         lock::forget_handover(&handover);
-        config.listen.http.iter().try_for_each(|address| can_listen(address, "listen.http"))?;
+        for (entrances, key) in
+            [(&config.listen.http, "listen.http"), (&config.listen.https, "listen.https")]
+        {
+            entrances.iter().try_for_each(|entrance| can_listen(&entrance.address, key))?;
+        }
         if let AdminAddress::Tcp(address) = &config.listen.admin {
             can_listen(address, "listen.admin")?;
         }
@@ -81,15 +88,15 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     }
     let table = Arc::new(ArcSwap::from_pointee(table));
     let fleet = build_fleet(&config, &table)?;
+    let certs = Arc::new(load_certs(&config));
+    let entrances = Entrances::new(&config, &certs).map_err(anyhow::Error::from)?;
+    let unseen = Unseen::new(Arc::clone(&table), Arc::clone(&fleet));
+    let entrances = entrances.waking(unseen);
     let access_log = access_log(&config)?;
-    let reloader = Reloader::new(
-        Arc::clone(&config),
-        Arc::clone(&table),
-        Arc::clone(&fleet),
-        access_log.clone(),
-    );
-    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), config.timeouts.clone());
-    let edge = edge.log_to(access_log.clone());
+    let reloader = Reloader::new(&config, &table, &fleet, &certs, access_log.clone());
+    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), config.timeouts.clone())
+        .with_redirect_port(config.redirect_port())
+        .with_access_log(access_log.clone());
     let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
 
     let mut server = server(&config, &handover, upgrade)?;
@@ -107,13 +114,42 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     server.bootstrap();
     let _lock = if upgrade { sleep_only_alone(lock, Arc::clone(&fleet))? } else { Some(lock) };
 
-    let watched = Arc::clone(&reloader);
-    let _watch = watch::watch(&config.paths.routes, move || drop(watched.reload()))
-        .with_context(|| format!("cannot watch {}", config.paths.routes.display()))?;
-    let edge = edge_service(&server, &config, edge, connections);
+    let _watches = watches(&config, &reloader)?;
+    let edge = edge_service(&server, &config, edge, connections, entrances);
     add_services(&mut server, &config, &table, fleet, edge, reloader, guard);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     Ok(())
+}
+
+/// Those that TLS needs; without TLS, none.
+fn load_certs(config: &Config) -> Certs {
+    if config.listen.https.is_empty() {
+        return Certs::load([]);
+    }
+    let dev = config.paths.state.join(DEV_FOLDER);
+    let certs = Certs::load(config.cert_folders()).with_dev(dev);
+    if certs.pairs().is_empty() {
+        let folder = config.paths.certs.display();
+        tracing::warn!(%folder, "there is no certificate yet: every TLS handshake is refused");
+    }
+    certs
+}
+
+/// A thread a folder.
+fn watches(config: &Config, reloader: &Arc<Reloader>) -> anyhow::Result<Vec<Watch>> {
+    let begun = |folder: &Path, watch: io::Result<Watch>| {
+        watch.with_context(|| format!("cannot watch {}", folder.display()))
+    };
+    let (routes, changed) = (&config.paths.routes, Arc::clone(reloader));
+    let watch_routes = watch(routes, is_route_file, move || drop(changed.reload_routes()));
+    let mut watches = vec![begun(routes, watch_routes)?];
+    let folders = config.cert_folders();
+    for folder in folders.iter().filter(|_| !config.listen.https.is_empty()) {
+        let changed = Arc::clone(reloader);
+        let watch_certs = watch(folder, is_cert_file, move || drop(changed.reload_certs()));
+        watches.push(begun(folder, watch_certs)?);
+    }
+    Ok(watches)
 }
 
 fn add_services(
@@ -131,14 +167,20 @@ fn add_services(
     let adopted = server.add_service(fleeting);
 
     server.add_service(edge).add_dependency(&adopted);
-    let readiness = Readiness { addresses: config.listen.http.clone(), ready: Arc::clone(&ready) };
+    let addresses = |entrances: &[Entrance]| -> Vec<_> {
+        entrances.iter().map(|entrance| entrance.address).collect()
+    };
+    let (http, https) = (addresses(&config.listen.http), addresses(&config.listen.https));
+    let readiness = Readiness { http, https, ready: Arc::clone(&ready) };
     let readiness = background_service("readiness", readiness);
     server.add_service(readiness).add_dependency(&adopted);
 
     let (table, errors) = (Arc::clone(table), Arc::clone(&reloader.errors));
+    let certs = Arc::clone(&reloader.certs);
+    server.add_service(background_service("certificates", Expiry(Arc::clone(&certs))));
     let hangups = Hangups(Arc::clone(&reloader));
     let reload: crate::admin::Reload = Arc::new(move || reloader.reload());
-    let admin = Admin { fleet, table, reload, errors, ready, guard };
+    let admin = Admin { fleet, table, certs, reload, errors, ready, guard };
     let address = config.listen.admin.clone();
     server.add_service(background_service("admin", Administration { admin, address }));
     server.add_service(background_service("hangups", hangups));
@@ -197,6 +239,7 @@ fn edge_service(
     config: &Config,
     edge: Edge,
     connections: Arc<Connections>,
+    entrances: Entrances,
 ) -> Service<Listener> {
     let mut proxy = http_proxy(&server.configuration, edge);
     let mut options = HttpServerOptions::default();
@@ -204,8 +247,9 @@ fn edge_service(
     options.h2_idle_timeout = Some(config.timeouts.client_idle);
     proxy.server_options = Some(options);
     let listener = Listener::new(proxy, connections, config.timeouts.client_head);
+    let listener = listener.with_entrances(entrances);
     let mut service = Service::new("edge".to_owned(), listener);
-    for address in &config.listen.http {
+    for Entrance { address, .. } in config.listen.http.iter().chain(&config.listen.https) {
         // Pingora reads heads and bodies into buffers of their own; one more, of 64 KiB, would stay
         // with every idle client.
         let unbuffered = L4BufferSettings::default().read(0);

@@ -3,6 +3,7 @@
 //! Commands that ask a running edge speak to its admin API like anybody else; none of them knows
 //! the fleet. Data goes to stdout, everything else to stderr.
 
+mod cert;
 mod check;
 mod client;
 mod exit;
@@ -40,6 +41,7 @@ Examples:
   dormouse explain http://alice.localhost:8080/    what would this URL get?
   dormouse sessions                                what is awake, and until when?
   dormouse wake alice.localhost                    warm one up
+  dormouse cert dev                                HTTPS on this machine
 
 Exit codes:
   0  done
@@ -58,6 +60,7 @@ enum Command {
     Wake(sessions::Wake),
     Sleep(sessions::Sleep),
     Reload(reload::Reload),
+    Cert(cert::Cert),
     Schema(PrintSchema),
     Completions(Completions),
     DemoSession(demo::DemoSession),
@@ -112,6 +115,7 @@ fn run(command: Command) -> Outcome {
         Command::Wake(wake) => ask(wake.run()),
         Command::Sleep(sleep) => ask(sleep.run()),
         Command::Reload(reload) => ask(reload.run()),
+        Command::Cert(cert) => cert.run(),
         Command::Schema(PrintSchema { kind: SchemaKind::Dormouse }) => {
             print(&SchemaFile::Dormouse.text())
         }

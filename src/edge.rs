@@ -4,15 +4,20 @@
 //!
 //! It must not know engines.
 
+mod arrive;
 mod client;
 mod connections;
 mod dial;
+mod early;
+mod forwarded;
 mod headers;
 mod hold;
 mod listen;
 mod peer;
+mod proxy_protocol;
 mod respond;
 mod target;
+mod tls;
 mod tunnel;
 
 use std::{
@@ -35,8 +40,11 @@ use pingora::{
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+pub use arrive::Entrances;
 pub use connections::Connections;
+pub use early::Unseen;
 pub use listen::Listener;
+pub use tls::TlsError;
 
 use crate::{
     config::Timeouts,
@@ -46,6 +54,7 @@ use crate::{
     route::RouteTable,
     session::{Generation, machine::Asker},
 };
+use early::Early;
 use headers::RequestId;
 use listen::Connection;
 use peer::Manner;
@@ -64,6 +73,7 @@ pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
+    redirect_port: u16,
     tunnels: TaskTracker,
     access_log: Option<Arc<AccessLog>>,
 }
@@ -71,13 +81,37 @@ pub struct Edge {
 impl Edge {
     /// Serves the sessions of `table` from `fleet`.
     pub fn new(table: Arc<ArcSwap<RouteTable>>, fleet: Arc<Fleet>, timeouts: Timeouts) -> Self {
-        Self { table, fleet, timeouts, tunnels: TaskTracker::new(), access_log: None }
+        Self {
+            table,
+            fleet,
+            timeouts,
+            redirect_port: 443,
+            tunnels: TaskTracker::new(),
+            access_log: None,
+        }
+    }
+
+    /// Redirects to HTTPS name this port instead of 443.
+    #[must_use]
+    pub fn with_redirect_port(mut self, port: u16) -> Self {
+        self.redirect_port = port;
+        self
     }
 
     /// Each request is written to `log`.
-    pub fn log_to(mut self, log: Option<Arc<AccessLog>>) -> Self {
+    #[must_use]
+    pub fn with_access_log(mut self, log: Option<Arc<AccessLog>>) -> Self {
         self.access_log = log;
         self
+    }
+
+    /// What is answered before anybody wakes, and whom the request is for otherwise.
+    fn before_wake(&self, downstream: &Downstream, ctx: &mut Ctx) -> Result<(), Answer> {
+        let target = ctx.target.insert(Target::of(downstream, &self.table)?);
+        if target.route.recipe.client_tls.redirect && !client::is_https(downstream) {
+            return Err(Answer::ToHttps(self.redirect_port));
+        }
+        Ok(())
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
@@ -91,7 +125,8 @@ impl Edge {
         if let Some(failed) = ctx.connect_failed.take() {
             self.after_failed_connect(ctx, failed).await?;
         }
-        let lease = match ctx.lease.take() {
+        let early = ctx.early.take().and_then(|early| early.for_host(host));
+        let lease = match ctx.lease.take().or(early) {
             Some(lease) => lease,
             None => self
                 .fleet
@@ -143,6 +178,8 @@ pub struct Ctx {
     /// Of the last lease, which may be the tunnel's by now.
     generation: Option<Generation>,
     held: Option<Held>,
+    /// What was leased at the handshake.
+    early: Option<Early>,
     answer: Option<Answer>,
     connects: u32,
     connect_began: Option<Instant>,
@@ -220,6 +257,7 @@ impl ProxyHttp for Edge {
             lease: None,
             generation: None,
             held: None,
+            early: None,
             answer: None,
             connects: 0,
             connect_began: None,
@@ -236,6 +274,7 @@ impl ProxyHttp for Edge {
         ctx.began = Instant::now();
         if let Some(connection) = Connection::of(downstream.digest()) {
             connection.request_began();
+            ctx.early = connection.take_early();
             ctx.connection = Some(Arc::clone(connection));
         }
         downstream.set_read_timeout(Some(self.timeouts.client_body));
@@ -253,15 +292,15 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
-        match Target::of(downstream, &self.table) {
-            Ok(target) => {
-                ctx.target = Some(target);
-                Ok(false)
-            }
+        match self.before_wake(downstream, ctx) {
+            Ok(()) => Ok(false),
             Err(answer) => {
                 ctx.answer = Some(answer);
-                METRICS.refused.with_label_values(&[answer.reason()]).inc();
-                respond::send(downstream, answer, ctx.id.as_str()).await?;
+                match answer {
+                    Answer::ToHttps(_) => METRICS.redirected.inc(),
+                    _ => METRICS.refused.with_label_values(&[answer.reason()]).inc(),
+                }
+                respond::send(downstream, answer, ctx.id.as_str(), ctx.target.as_deref()).await?;
                 Ok(true)
             }
         }
@@ -333,7 +372,7 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
     ) -> Result<()> {
         let Some(target) = &ctx.target else { return Ok(()) };
-        target.forwarding.say(upstream)?;
+        target.forwarding.say(downstream, upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
         for (name, value) in target.route.set_headers(&target.host) {
@@ -356,6 +395,9 @@ impl ProxyHttp for Edge {
             downstream.set_read_timeout(None);
         }
         ctx.id.answer(answer)?;
+        if let Some(target) = &ctx.target {
+            headers::hsts(answer, downstream, target)?;
+        }
         if let Some(held) = ctx.held {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
@@ -401,7 +443,8 @@ impl ProxyHttp for Edge {
         downstream.set_keepalive(None);
         // It has its answer or gets it now: however slowly it takes it, nobody is kept awake for it.
         ctx.lease = None;
-        if !began && respond::send(downstream, answer, id).await.is_err() {
+        let sent = respond::send(downstream, answer, id, ctx.target.as_deref());
+        if !began && sent.await.is_err() {
             ctx.answer = Some(Answer::ClientLeft);
         }
         FailToProxy { error_code: answer.status(), can_reuse_downstream: false }
@@ -411,7 +454,8 @@ impl ProxyHttp for Edge {
         let status = downstream.response_written().map_or(0, |answer| answer.status.as_u16());
         METRICS.count_request(status);
         let host = ctx.target.as_ref().map_or("", |target| &*target.host);
-        tracing::debug!(id = ctx.id.as_str(), session = host, status, "request");
+        let (id, client) = (ctx.id.as_str(), client::address(downstream));
+        tracing::debug!(id, session = host, ?client, status, "request");
         if let Some(log) = &self.access_log {
             log.write(&ctx.access(downstream, status));
         }

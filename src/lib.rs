@@ -28,7 +28,11 @@ pub mod edge;
 
 pub mod route;
 
+pub mod certs;
+
 pub mod config;
+
+pub mod watch;
 
 pub mod schema;
 

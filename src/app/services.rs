@@ -19,9 +19,12 @@ use tokio::{net::TcpStream, signal::unix::SignalKind, time::sleep};
 use super::{reload::Reloader, signals};
 use crate::{
     admin::{Admin, Listener},
+    certs::Certs,
     config::AdminAddress,
     fleet::Fleet,
 };
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// Adopts what runs, lets the edge begin, and keeps the fleet's clock.
 pub(super) struct Fleeting(pub(super) Arc<Fleet>);
@@ -35,7 +38,8 @@ impl BackgroundService for Fleeting {
 
 /// Says that the edge is ready once it takes connections: Pingora tells nobody when it listens.
 pub(super) struct Readiness {
-    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) http: Vec<SocketAddr>,
+    pub(super) https: Vec<SocketAddr>,
     pub(super) ready: Arc<AtomicBool>,
 }
 
@@ -43,7 +47,7 @@ pub(super) struct Readiness {
 impl BackgroundService for Readiness {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let listening = async {
-            for address in &self.addresses {
+            for address in self.http.iter().chain(&self.https) {
                 while TcpStream::connect(reachable(*address)).await.is_err() {
                     sleep(Duration::from_millis(1)).await;
                 }
@@ -52,7 +56,7 @@ impl BackgroundService for Readiness {
         tokio::select! {
             () = listening => {
                 self.ready.store(true, Ordering::Release);
-                tracing::info!(http = ?self.addresses, "ready");
+                tracing::info!(http = ?self.http, https = ?self.https, "ready");
             }
             _ = shutdown.changed() => {}
         }
@@ -69,7 +73,26 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Reads the routes again at SIGHUP.
+/// Says once a day which certificates end soon, and keeps the metric that counts their days.
+pub(super) struct Expiry(pub(super) Arc<Certs>);
+
+#[async_trait]
+impl BackgroundService for Expiry {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        for hour in 0_u64.. {
+            for pair in self.0.expiring().iter().filter(|_| hour % 24 == 0) {
+                let (file, names) = (pair.file.display(), &pair.names);
+                tracing::warn!(%file, ?names, days = pair.days_left(), "a certificate ends soon");
+            }
+            tokio::select! {
+                () = sleep(HOUR) => {}
+                _ = shutdown.changed() => return,
+            }
+        }
+    }
+}
+
+/// Reads routes and certificates again at SIGHUP.
 pub(super) struct Hangups(pub(super) Arc<Reloader>);
 
 #[async_trait]
@@ -81,7 +104,7 @@ impl BackgroundService for Hangups {
                 () = signals::next(&mut hangup) => {}
                 _ = shutdown.changed() => return,
             }
-            tracing::info!("SIGHUP: reading the routes again");
+            tracing::info!("SIGHUP: reading routes and certificates again");
             let reloader = Arc::clone(&self.0);
             let _ = tokio::task::spawn_blocking(move || reloader.hangup()).await;
         }

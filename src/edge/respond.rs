@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 use pingora::{Result, http::ResponseHeader, proxy::Session as Downstream};
 use serde_json::json;
 use tokio::time::timeout;
 
+use super::{headers, target::Target};
 use crate::{
     fleet::{HoldEnd, Phase, Refusal},
     session::Failure,
@@ -24,6 +25,10 @@ pub(super) enum Answer {
     NoSuchHost,
     /// The request names no host, more than one, or none that can be.
     BadHost,
+    /// The connection was opened for a host of another route.
+    Misdirected,
+    /// It is to be asked again over HTTPS, at this port.
+    ToHttps(u16),
     /// The request cannot be understood.
     BadRequest,
     /// The request's body came too slowly.
@@ -57,6 +62,8 @@ impl Answer {
     pub(super) fn status(self) -> u16 {
         match self {
             Self::ClientLeft => 0,
+            Self::ToHttps(_) => 308,
+            Self::Misdirected => 421,
             Self::BadHost | Self::BadRequest => 400,
             Self::NoSuchHost | Self::Refused(Refusal::Retired) => 404,
             Self::WakeFailed(Failure::Retired, _) => 404,
@@ -85,6 +92,8 @@ impl Answer {
         match self {
             Self::NoSuchHost => "no_such_host",
             Self::BadHost | Self::BadRequest => "bad_request",
+            Self::Misdirected => "misdirected",
+            Self::ToHttps(_) => "to_https",
             Self::BodyTimedOut => "body_timeout",
             Self::Refused(Refusal::SessionFull) => "session_full",
             Self::Refused(Refusal::HeldFull) => "held_full",
@@ -124,6 +133,10 @@ impl Answer {
             }
             Self::BadHost => ("Bad host", "The request must name exactly one valid host."),
             Self::BadRequest => ("Bad request", "The request cannot be understood."),
+            Self::Misdirected => {
+                ("Misdirected request", "This connection is another host's. Open one of its own.")
+            }
+            Self::ToHttps(_) => ("Use HTTPS", "This host is served over HTTPS."),
             Self::BodyTimedOut => ("Request too slow", "The request's body came too slowly."),
             Self::Refused(Refusal::SessionFull | Refusal::HeldFull | Refusal::SessionsFull) => {
                 ("Too many requests are waiting", "Try again in a moment.")
@@ -165,7 +178,12 @@ impl Answer {
 }
 
 /// Sends the answer. The connection is kept only where the request had no body left to read.
-pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) -> Result<()> {
+pub(super) async fn send(
+    downstream: &mut Downstream,
+    answer: Answer,
+    id: &str,
+    target: Option<&Target>,
+) -> Result<()> {
     let status = answer.status();
     if status == 0 {
         downstream.set_keepalive(None);
@@ -186,6 +204,12 @@ pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) 
     header.insert_header(header::CONTENT_LENGTH, body.len())?;
     header.insert_header(header::CACHE_CONTROL, "no-store")?;
     header.insert_header("x-request-id", id)?;
+    if let (Answer::ToHttps(port), Some(target)) = (answer, target) {
+        header.insert_header(header::LOCATION, https_url(downstream, &target.host, port))?;
+    }
+    if let Some(target) = target {
+        headers::hsts(&mut header, downstream, target)?;
+    }
     if let Some(after) = answer.retry_after() {
         header.insert_header(header::RETRY_AFTER, after.as_secs_f64().ceil().to_string())?;
     }
@@ -195,6 +219,17 @@ pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) 
         linger(downstream).await;
     }
     Ok(())
+}
+
+/// The same path on the same host, over HTTPS.
+fn https_url(downstream: &Downstream, host: &str, port: u16) -> String {
+    let path = downstream.req_header().uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    // `OPTIONS *` has no path.
+    let path = if path.starts_with('/') { path } else { "/" };
+    match port {
+        443 => format!("https://{host}{path}"),
+        port => format!("https://{host}:{port}{path}"),
+    }
 }
 
 /// Closing a connection with bytes unread resets it, and a client that still sends its body would

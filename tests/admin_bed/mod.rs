@@ -223,8 +223,9 @@ impl Bed {
         let (listener, guard, address) = listen(at, token, folder.path()).await;
         let errors = Arc::new(ArcSwap::from_pointee(Vec::new()));
         let reload = reload.unwrap_or_else(|| reload_of(routes, &table, &errors));
-        let admin =
-            Admin { fleet: fleet.clone(), table, reload, errors, ready: ready.clone(), guard };
+        let certs = Arc::new(dormouse::certs::Certs::load([]));
+        let (fleet_of, is_ready) = (fleet.clone(), ready.clone());
+        let admin = Admin { fleet: fleet_of, table, certs, reload, errors, ready: is_ready, guard };
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
         let mut served = JoinSet::new();

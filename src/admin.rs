@@ -40,6 +40,7 @@ pub use {
 };
 
 use crate::{
+    acme::{Acme, NameView},
     certs::Certs,
     fleet::Fleet,
     metrics::METRICS,
@@ -103,6 +104,8 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
     /// Who may ask.
     pub guard: Guard,
+    /// The certificates that come by themselves.
+    pub acme: Option<Arc<Acme>>,
 }
 
 impl fmt::Debug for Admin {
@@ -143,6 +146,7 @@ impl Admin {
             .route("/v1/sessions/{host}/sleep", post(sessions::sleep))
             .route("/v1/routes", get(routes))
             .route("/v1/certs", get(certs::list))
+            .route("/v1/acme", get(acme))
             .route("/v1/reload", post(reload))
             .fallback(no_such_path)
             .method_not_allowed_fallback(wrong_method)
@@ -219,6 +223,19 @@ async fn routes(State(shared): State<Arc<Shared>>) -> Json<RoutesAnswer> {
     Json(RoutesAnswer { routes, errors: shared.admin.errors.load().to_vec() })
 }
 
+/// `enabled` is false where there is no `[acme]`.
+#[derive(Serialize)]
+struct AcmeAnswer {
+    enabled: bool,
+    names: Vec<NameView>,
+}
+
+async fn acme(State(shared): State<Arc<Shared>>) -> Json<AcmeAnswer> {
+    let acme = shared.admin.acme.as_ref();
+    let names = acme.map_or_else(Vec::new, |acme| acme.names());
+    Json(AcmeAnswer { enabled: acme.is_some(), names })
+}
+
 async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>, Problem> {
     // Kept by the reload itself: it goes on when the client leaves.
     let turn = Arc::clone(&shared.reloading).lock_owned().await;
@@ -246,7 +263,7 @@ async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>,
 
 async fn no_such_path() -> Problem {
     let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/routes, \
-                  /v1/certs and /v1/reload";
+                  /v1/certs, /v1/acme and /v1/reload";
     Problem::new(StatusCode::NOT_FOUND, "no_such_path", "No such path", detail)
 }
 

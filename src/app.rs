@@ -30,6 +30,7 @@ use pingora::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    acme::Acme,
     admin::{Admin, Guard, Token},
     certs::{Certs, DEV_FOLDER, is_cert_file},
     config::{AdminAddress, Config, Entrance},
@@ -42,7 +43,7 @@ use crate::{
 };
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Expiry, Fleeting, Hangups, Readiness};
+use services::{Administration, Expiry, Fleeting, Hangups, Ordering, Readiness};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -91,18 +92,21 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let certs = Arc::new(load_certs(&config));
     let entrances = Entrances::new(&config, &certs).map_err(anyhow::Error::from)?;
     let unseen = Unseen::new(Arc::clone(&table), Arc::clone(&fleet));
-    let entrances = entrances.waking(unseen);
+    let acme = acme(&config, &table, &certs)?;
+    let entrances = entrances.waking(unseen).ordering(acme.clone());
     let access_log = access_log(&config)?;
     let reloader = Reloader::new(&config, &table, &fleet, &certs, access_log.clone());
     let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), config.timeouts.clone())
         .with_redirect_port(config.redirect_port())
-        .with_access_log(access_log.clone());
+        .with_access_log(access_log.clone())
+        .with_acme(acme.clone());
     let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
 
     let mut server = server(&config, &handover, upgrade)?;
     let signals = Signals {
         fleet: Arc::clone(&fleet),
         connections: Arc::clone(&connections),
+        acme: acme.clone(),
         handover,
         access_log,
         phases: server.watch_execution_phase(),
@@ -112,11 +116,17 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
         tracing::info!("waiting for the process before to get SIGQUIT");
     }
     server.bootstrap();
-    let _lock = if upgrade { sleep_only_alone(lock, Arc::clone(&fleet))? } else { Some(lock) };
+    let _lock = if upgrade {
+        sleep_only_alone(lock, Arc::clone(&fleet), acme.clone())?
+    } else {
+        acme.iter().for_each(|acme| acme.set_may_order(true));
+        Some(lock)
+    };
 
     let _watches = watches(&config, &reloader)?;
     let edge = edge_service(&server, &config, edge, connections, entrances);
-    add_services(&mut server, &config, &table, fleet, edge, reloader, guard);
+    let rooms = Rooms { table, fleet, acme };
+    add_services(&mut server, &config, rooms, edge, reloader, guard);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     Ok(())
 }
@@ -128,7 +138,7 @@ fn load_certs(config: &Config) -> Certs {
     }
     let dev = config.paths.state.join(DEV_FOLDER);
     let certs = Certs::load(config.cert_folders()).with_dev(dev);
-    if certs.pairs().is_empty() {
+    if certs.pairs().is_empty() && config.acme.is_none() {
         let folder = config.paths.certs.display();
         tracing::warn!(%folder, "there is no certificate yet: every TLS handshake is refused");
     }
@@ -152,11 +162,17 @@ fn watches(config: &Config, reloader: &Arc<Reloader>) -> anyhow::Result<Vec<Watc
     Ok(watches)
 }
 
+/// What the services share.
+struct Rooms {
+    table: Arc<ArcSwap<RouteTable>>,
+    fleet: Arc<Fleet>,
+    acme: Option<Arc<Acme>>,
+}
+
 fn add_services(
     server: &mut Server,
     config: &Config,
-    table: &Arc<ArcSwap<RouteTable>>,
-    fleet: Arc<Fleet>,
+    Rooms { table, fleet, acme }: Rooms,
     edge: Service<Listener>,
     reloader: Arc<Reloader>,
     guard: Guard,
@@ -171,16 +187,21 @@ fn add_services(
         entrances.iter().map(|entrance| entrance.address).collect()
     };
     let (http, https) = (addresses(&config.listen.http), addresses(&config.listen.https));
+    let all = http.iter().chain(&https).copied().collect();
     let readiness = Readiness { http, https, ready: Arc::clone(&ready) };
     let readiness = background_service("readiness", readiness);
     server.add_service(readiness).add_dependency(&adopted);
+    if let Some(acme) = acme.clone() {
+        let ordering = Ordering { acme, addresses: all };
+        server.add_service(background_service("acme", ordering)).add_dependency(&adopted);
+    }
 
-    let (table, errors) = (Arc::clone(table), Arc::clone(&reloader.errors));
+    let errors = Arc::clone(&reloader.errors);
     let certs = Arc::clone(&reloader.certs);
     server.add_service(background_service("certificates", Expiry(Arc::clone(&certs))));
     let hangups = Hangups(Arc::clone(&reloader));
     let reload: crate::admin::Reload = Arc::new(move || reloader.reload());
-    let admin = Admin { fleet, table, certs, reload, errors, ready, guard };
+    let admin = Admin { fleet, table, certs, reload, errors, ready, guard, acme };
     let address = config.listen.admin.clone();
     server.add_service(background_service("admin", Administration { admin, address }));
     server.add_service(background_service("hangups", hangups));
@@ -216,6 +237,18 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
     let table = Arc::clone(table);
     let planner = move |host: &str| table.load().lookup(host).map(|route| route.plan(host));
     Ok(Fleet::new(engines, to_usize(config.limits.starts), limits, Box::new(planner)))
+}
+
+/// Who orders certificates, if anybody does.
+fn acme(
+    config: &Config,
+    table: &Arc<ArcSwap<RouteTable>>,
+    certs: &Arc<Certs>,
+) -> anyhow::Result<Option<Arc<Acme>>> {
+    let Some(settings) = config.acme.clone() else { return Ok(None) };
+    let (table, certs) = (Arc::clone(table), Arc::clone(certs));
+    let routed = Box::new(move |host: &str| table.load().lookup(host).is_some());
+    Acme::open(settings, &config.paths.state, certs, routed).map(Some).context("[acme]")
 }
 
 fn server(config: &Config, handover: &Path, upgrade: bool) -> anyhow::Result<Server> {
@@ -267,18 +300,25 @@ fn can_listen(address: &SocketAddr, key: &str) -> anyhow::Result<()> {
 
 /// While the old process drains, its requests hold leases that this one cannot see: nothing is put
 /// to sleep until it has ended. The thread that waits for that keeps the lock.
-fn sleep_only_alone(mut lock: StateLock, fleet: Arc<Fleet>) -> anyhow::Result<Option<StateLock>> {
+fn sleep_only_alone(
+    mut lock: StateLock,
+    fleet: Arc<Fleet>,
+    acme: Option<Arc<Acme>>,
+) -> anyhow::Result<Option<StateLock>> {
     fleet.set_may_sleep(false);
     let wait = move || match lock.wait() {
         Ok(()) => {
             tracing::info!("the process before has ended: idle sessions sleep from now on");
             fleet.set_may_sleep(true);
+            acme.iter().for_each(|acme| acme.set_may_order(true));
             // The lock lives as long as the process.
             loop {
                 thread::park();
             }
         }
-        Err(error) => tracing::error!(%error, "cannot lock the state folder: nothing will sleep"),
+        Err(error) => tracing::error!(
+            %error, "cannot lock the state folder: nothing will sleep, and nothing is ordered"
+        ),
     };
     thread::Builder::new().name("state-lock".into()).spawn(wait).context("cannot make a thread")?;
     Ok(None)

@@ -2,13 +2,14 @@
 //!
 //! [`Config`] is the checked form. Opens no socket and talks to no engine.
 
+pub(crate) mod acme;
 mod check;
 pub(crate) mod file;
 mod listen;
 
 use std::{
     collections::BTreeMap,
-    io,
+    io, iter,
     net::{IpAddr, SocketAddr},
     path::{self, Path, PathBuf},
     time::Duration,
@@ -17,6 +18,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use {
+    acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
     file::{Limits, Shutdown, Timeouts},
     listen::{Tls, TlsVersion},
 };
@@ -49,6 +51,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// The access log's file, or `-` for standard output.
     pub access_log: Option<PathBuf>,
+    /// Certificates that come by themselves; `None`: they do not.
+    pub acme: Option<Acme>,
     /// What runs the instances, by name.
     pub engines: BTreeMap<String, EngineConfig>,
 }
@@ -210,8 +214,9 @@ impl Config {
     }
 
     /// Where certificates are read from, the operator's first.
-    pub fn cert_folders(&self) -> [PathBuf; 2] {
-        [self.paths.certs.clone(), self.paths.state.join("acme")]
+    pub fn cert_folders(&self) -> Vec<PathBuf> {
+        let acme = self.acme.as_ref().map(|acme| acme.folder(&self.paths.state).join("certs"));
+        iter::once(self.paths.certs.clone()).chain(acme).collect()
     }
 
     /// The engines' names and kinds: what route files are checked against.

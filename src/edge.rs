@@ -47,6 +47,7 @@ pub use listen::Listener;
 pub use tls::TlsError;
 
 use crate::{
+    acme::Acme,
     config::Timeouts,
     fleet::{Fleet, Held, Lease, Verdict},
     metrics::METRICS,
@@ -76,6 +77,7 @@ pub struct Edge {
     redirect_port: u16,
     tunnels: TaskTracker,
     access_log: Option<Arc<AccessLog>>,
+    acme: Option<Arc<Acme>>,
 }
 
 impl Edge {
@@ -88,7 +90,15 @@ impl Edge {
             redirect_port: 443,
             tunnels: TaskTracker::new(),
             access_log: None,
+            acme: None,
         }
+    }
+
+    /// Answers http-01 challenges, and lets requests cause orders where that is on.
+    #[must_use]
+    pub fn with_acme(mut self, acme: Option<Arc<Acme>>) -> Self {
+        self.acme = acme;
+        self
     }
 
     /// Redirects to HTTPS name this port instead of 443.
@@ -108,6 +118,9 @@ impl Edge {
     /// What is answered before anybody wakes, and whom the request is for otherwise.
     fn before_wake(&self, downstream: &Downstream, ctx: &mut Ctx) -> Result<(), Answer> {
         let target = ctx.target.insert(Target::of(downstream, &self.table)?);
+        if let Some(acme) = &self.acme {
+            acme.want(&target.host);
+        }
         if target.route.recipe.client_tls.redirect && !client::is_https(downstream) {
             return Err(Answer::ToHttps(self.redirect_port));
         }
@@ -292,6 +305,12 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
+        let path = downstream.req_header().uri.path();
+        // Before there is a route: the ACME server's question wakes nobody.
+        if let Some(file) = self.acme.as_ref().and_then(|acme| acme.file(path)) {
+            respond::challenge(downstream, file, ctx.id.as_str()).await?;
+            return Ok(true);
+        }
         match self.before_wake(downstream, ctx) {
             Ok(()) => Ok(false),
             Err(answer) => {

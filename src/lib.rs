@@ -30,6 +30,8 @@ pub mod route;
 
 pub mod certs;
 
+pub mod acme;
+
 pub mod config;
 
 pub mod watch;

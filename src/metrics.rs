@@ -54,6 +54,12 @@ pub struct Metrics {
     pub certificate_errors: IntGauge,
     /// Days until the first certificate ends; negative once one has.
     pub certificate_days: IntGauge,
+    /// ACME orders that came to an end, by result.
+    pub acme_orders: IntCounterVec,
+    /// Hosts that clients asked for and that no certificate was ordered for, by reason.
+    pub acme_refused: IntCounterVec,
+    /// Names whose last order has failed.
+    pub acme_failing: IntGauge,
     /// When the process started, in seconds since 1970.
     pub start_time: Gauge,
 }
@@ -134,6 +140,13 @@ impl Metrics {
                 "certificate_expiry_days",
                 "Days until the first certificate ends; 0 without one.",
             ),
+            acme_orders: counters("acme_orders_total", "ACME orders by result.", &["result"]),
+            acme_refused: counters(
+                "acme_on_demand_refused_total",
+                "Certificates not ordered on demand, by reason.",
+                &["reason"],
+            ),
+            acme_failing: gauge("acme_failing", "Names whose last ACME order has failed."),
             start_time,
             registry,
         }

@@ -42,6 +42,12 @@ const HOUSE: &[Rule] = &[
     ),
     rule("config", &["session", "route"], ROUTE_NEVER, "config knows what route knows, and route"),
     rule(
+        "acme",
+        &["certs", "config", "metrics"],
+        &["pingora", "notify", "bollard", "procfs", "axum"],
+        "acme fills the folder that certs reads; it knows no request, no route and no session",
+    ),
+    rule(
         "certs",
         &["route", "metrics"],
         ROUTE_NEVER,
@@ -62,13 +68,13 @@ const HOUSE: &[Rule] = &[
     ),
     rule(
         "edge",
-        &["session", "certs", "config", "route", "fleet", "record", "metrics"],
+        &["session", "acme", "certs", "config", "route", "fleet", "record", "metrics"],
         &["bollard", "procfs", "notify"],
         "edge never knows an engine: it borrows a session from the fleet",
     ),
     rule(
         "admin",
-        &["session", "certs", "route", "fleet", "metrics"],
+        &["session", "acme", "certs", "route", "fleet", "metrics"],
         &["pingora", "bollard", "procfs", "notify"],
         "admin asks the fleet and the routes; it knows no engine and no proxy",
     ),

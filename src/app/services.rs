@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{self, AtomicBool},
     },
     time::Duration,
 };
@@ -18,6 +18,7 @@ use tokio::{net::TcpStream, signal::unix::SignalKind, time::sleep};
 
 use super::{reload::Reloader, signals};
 use crate::{
+    acme::Acme,
     admin::{Admin, Listener},
     certs::Certs,
     config::AdminAddress,
@@ -46,19 +47,41 @@ pub(super) struct Readiness {
 #[async_trait]
 impl BackgroundService for Readiness {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let listening = async {
-            for address in self.http.iter().chain(&self.https) {
-                while TcpStream::connect(reachable(*address)).await.is_err() {
-                    sleep(Duration::from_millis(1)).await;
-                }
-            }
-        };
         tokio::select! {
-            () = listening => {
-                self.ready.store(true, Ordering::Release);
+            () = listening(self.http.iter().chain(&self.https)) => {
+                self.ready.store(true, atomic::Ordering::Release);
                 tracing::info!(http = ?self.http, https = ?self.https, "ready");
             }
             _ = shutdown.changed() => {}
+        }
+    }
+}
+
+/// Orders certificates, once the edge can answer the ACME server's questions.
+pub(super) struct Ordering {
+    pub(super) acme: Arc<Acme>,
+    pub(super) addresses: Vec<SocketAddr>,
+}
+
+#[async_trait]
+impl BackgroundService for Ordering {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let orders = async {
+            listening(self.addresses.iter()).await;
+            self.acme.run().await;
+        };
+        tokio::select! {
+            () = orders => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
+/// Returns when there is a listener at every address.
+async fn listening(addresses: impl Iterator<Item = &SocketAddr>) {
+    for address in addresses {
+        while TcpStream::connect(reachable(*address)).await.is_err() {
+            sleep(Duration::from_millis(1)).await;
         }
     }
 }
@@ -129,7 +152,7 @@ impl BackgroundService for Administration {
                 let ready = Arc::clone(&self.admin.ready);
                 let ended = async move {
                     let _ = shutdown.wait_for(|ending| *ending).await;
-                    ready.store(false, Ordering::Release);
+                    ready.store(false, atomic::Ordering::Release);
                 };
                 listener.serve(self.admin.clone().router(), ended).await;
             }

@@ -27,7 +27,7 @@ impl Shelf {
     pub(super) fn new(folders: Vec<Vec<Arc<Pair>>>, errors: Vec<RouteError>) -> Self {
         let mut shelf = Self { errors, ..Self::default() };
         for mut pairs in folders {
-            pairs.sort_by(|a, b| b.not_after.cmp(&a.not_after));
+            pairs.sort_by_key(|pair| std::cmp::Reverse(pair.not_after));
             for pair in pairs {
                 shelf.add(&pair);
                 shelf.pairs.insert(pair.file.clone(), pair);

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Admin, AdminAddress, ClientAuth, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
-    Entrance, Limits, Listen, Networks, Paths, Timeouts,
+    Entrance, Limits, Listen, Networks, Paths, Timeouts, acme,
     file::{ConfigFile, EngineTable, KindWord},
     listen::{ClientAuthWord, Entry, HttpEntry, HttpsEntry, ListenTable},
 };
@@ -34,7 +34,8 @@ pub(super) fn parse(
     let (shape, source) = Source::parse::<ConfigFile>(file, text)?;
     let base = file.parent().unwrap_or(Path::new("/")).to_owned();
     let mut check = Check { found: Findings::new(&source), base: &base, environment };
-    let ConfigFile { listen, tls, admin, paths, limits, timeouts, shutdown, log, engines } = shape;
+    let ConfigFile { listen, tls, admin, paths, limits, timeouts, shutdown, log, acme, engines } =
+        shape;
     let listen = check.listen(listen, admin.token_file.is_some());
     if tls.redirect_port == Some(0) {
         check.found.value(&["tls", "redirect_port"], "`redirect_port` starts at 1");
@@ -42,6 +43,7 @@ pub(super) fn parse(
     check.limits(&limits);
     check.timeouts(&timeouts);
     let engines = check.engines(engines.unwrap_or_else(default_engines));
+    let acme = acme.map(|table| acme::check(table, &listen, check.base, &mut check.found));
     let admin = Admin { token_file: admin.token_file.map(|path| base.join(path)) };
     let paths = Paths {
         routes: base.join(paths.routes),
@@ -64,6 +66,7 @@ pub(super) fn parse(
         timeouts,
         shutdown,
         access_log,
+        acme,
         engines,
     })
 }

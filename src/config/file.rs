@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     AdminAddress,
+    acme::AcmeTable,
     listen::{ListenTable, Tls},
 };
 use crate::route::{
@@ -38,6 +39,9 @@ pub(crate) struct ConfigFile {
     pub(crate) shutdown: Shutdown,
     /// What is written down.
     pub(crate) log: LogTable,
+    /// Certificates that come and renew by themselves. Without this table nothing is ordered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) acme: Option<AcmeTable>,
     /// What runs the instances, by the name that routes call it: `a-z`, `0-9` and `-`. Default:
     /// `local` of kind `process` and `docker` of kind `docker`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -18,6 +18,7 @@ use super::{
     tls::{self, Handshakes, TlsError, Told},
 };
 use crate::{
+    acme::Acme,
     certs::Certs,
     config::{Config, Networks},
     metrics::METRICS,
@@ -29,6 +30,7 @@ pub struct Entrances {
     all: Vec<(SocketAddr, Entrance)>,
     trusted: Arc<Networks>,
     unseen: Option<Unseen>,
+    acme: Option<Arc<Acme>>,
     within: Duration,
 }
 
@@ -63,13 +65,22 @@ impl Entrances {
             all.push((entrance.address, Entrance { proxy_protocol, tls }));
         }
         let trusted = Arc::new(config.listen.trusted_proxies.clone());
-        Ok(Self { all, trusted, unseen: None, within: config.timeouts.handshake })
+        let within = config.timeouts.handshake;
+        Ok(Self { all, trusted, unseen: None, acme: None, within })
     }
 
     /// Sessions whose routes allow it wake from a ClientHello on.
     #[must_use]
     pub fn waking(mut self, unseen: Unseen) -> Self {
         self.unseen = Some(unseen);
+        self
+    }
+
+    /// A ClientHello may cause an order, and waits for its certificate as long as a handshake may
+    /// take.
+    #[must_use]
+    pub fn ordering(mut self, acme: Option<Arc<Acme>>) -> Self {
+        self.acme = acme;
         self
     }
 
@@ -124,7 +135,7 @@ impl Entrances {
             return Ok(Arrival { stream, peer, told: None, early: None });
         };
         let hello = |name: &str| self.unseen.as_ref()?.wake(name, &peer);
-        let shaken = tls.shake(stream, local, hello).await;
+        let shaken = tls.shake(stream, local, self.acme.as_deref(), hello).await;
         let (stream, told, early) = shaken.map_err(|end| match end {
             tls::End::UnknownName => "unknown_name",
             tls::End::Challenge => "challenge",

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::{headers, target::Target};
 use crate::{
     fleet::{HoldEnd, Phase, Refusal},
+    metrics::METRICS,
     session::Failure,
 };
 
@@ -23,6 +24,8 @@ const LINGER_READ_MAX: Duration = Duration::from_secs(5);
 pub(super) enum Answer {
     /// No route has this host.
     NoSuchHost,
+    /// An ACME server asks for a file that nobody shows.
+    NoSuchChallenge,
     /// The request names no host, more than one, or none that can be.
     BadHost,
     /// The connection was opened for a host of another route.
@@ -65,7 +68,7 @@ impl Answer {
             Self::ToHttps(_) => 308,
             Self::Misdirected => 421,
             Self::BadHost | Self::BadRequest => 400,
-            Self::NoSuchHost | Self::Refused(Refusal::Retired) => 404,
+            Self::NoSuchHost | Self::NoSuchChallenge | Self::Refused(Refusal::Retired) => 404,
             Self::WakeFailed(Failure::Retired, _) => 404,
             Self::BodyTimedOut => 408,
             Self::Internal => 500,
@@ -91,6 +94,7 @@ impl Answer {
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::NoSuchHost => "no_such_host",
+            Self::NoSuchChallenge => "no_such_challenge",
             Self::BadHost | Self::BadRequest => "bad_request",
             Self::Misdirected => "misdirected",
             Self::ToHttps(_) => "to_https",
@@ -130,6 +134,9 @@ impl Answer {
         let (title, detail) = match self {
             Self::NoSuchHost => {
                 ("No such host", "No session has this address. Check the spelling.")
+            }
+            Self::NoSuchChallenge => {
+                ("No such challenge", "The edge has no order with this token under way.")
             }
             Self::BadHost => ("Bad host", "The request must name exactly one valid host."),
             Self::BadRequest => ("Bad request", "The request cannot be understood."),
@@ -216,6 +223,32 @@ pub(super) async fn send(
     downstream.write_response_header(Box::new(header), head_only).await?;
     if !head_only {
         downstream.write_response_body(Some(Bytes::from(body)), true).await?;
+        linger(downstream).await;
+    }
+    Ok(())
+}
+
+/// Sends what an ACME server finds for its token.
+pub(super) async fn challenge(
+    downstream: &mut Downstream,
+    file: Option<String>,
+    id: &str,
+) -> Result<()> {
+    let Some(file) = file else {
+        METRICS.refused.with_label_values(&[Answer::NoSuchChallenge.reason()]).inc();
+        return send(downstream, Answer::NoSuchChallenge, id, None).await;
+    };
+    let head_only = downstream.req_header().method == Method::HEAD;
+    if !downstream.as_downstream_mut().is_body_empty() {
+        downstream.set_keepalive(None);
+    }
+    let mut header = ResponseHeader::build(StatusCode::OK, Some(3))?;
+    header.insert_header(header::CONTENT_TYPE, "application/octet-stream")?;
+    header.insert_header(header::CONTENT_LENGTH, file.len())?;
+    header.insert_header(header::CACHE_CONTROL, "no-store")?;
+    downstream.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        downstream.write_response_body(Some(Bytes::from(file)), true).await?;
         linger(downstream).await;
     }
     Ok(())

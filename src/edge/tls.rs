@@ -31,6 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, server::TlsStream};
 
 use crate::{
+    acme::Acme,
     certs::Certs,
     config::{ClientAuth, Tls, TlsVersion},
     route::canonical_host,
@@ -128,11 +129,13 @@ impl Handshakes {
     }
 
     /// Shakes hands with a client. `hello` is told the canonical name as soon as it is known to
-    /// have a certificate; `local` stands in for a name where the client says none.
+    /// have a certificate; `local` stands in for a name where the client says none. Where there is
+    /// no certificate yet, `acme` may get one.
     pub(super) async fn shake<T>(
         &self,
         stream: Stream,
         local: Option<IpAddr>,
+        acme: Option<&Acme>,
         hello: impl FnOnce(&str) -> T,
     ) -> Result<(Stream, Told, Option<T>), End> {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
@@ -145,6 +148,10 @@ impl Handshakes {
             (Some(name), _) => self.certs.resolve(name),
             (None, Some(address)) if named.is_none() => self.certs.resolve(&address.to_string()),
             (None, _) => None,
+        };
+        let key = match (key, &server_name, acme) {
+            (None, Some(name), Some(acme)) if acme.obtain(name).await => self.certs.resolve(name),
+            (key, ..) => key,
         };
         let Some(key) = key else { return Err(refuse(start).await) };
         let told = server_name.as_deref().map(hello);

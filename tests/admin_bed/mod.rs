@@ -225,7 +225,16 @@ impl Bed {
         let reload = reload.unwrap_or_else(|| reload_of(routes, &table, &errors));
         let certs = Arc::new(dormouse::certs::Certs::load([]));
         let (fleet_of, is_ready) = (fleet.clone(), ready.clone());
-        let admin = Admin { fleet: fleet_of, table, certs, reload, errors, ready: is_ready, guard };
+        let admin = Admin {
+            fleet: fleet_of,
+            table,
+            certs,
+            reload,
+            errors,
+            ready: is_ready,
+            guard,
+            acme: None,
+        };
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
         let mut served = JoinSet::new();

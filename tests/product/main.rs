@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod access_log;
+mod acme;
 mod admin;
 mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]

@@ -41,6 +41,7 @@ pub(crate) struct Edge {
 pub(crate) struct Setup {
     toml: String,
     http: Option<String>,
+    ports: Option<(SocketAddr, SocketAddr)>,
     listen: String,
     files: Vec<(String, String)>,
     routes: Vec<(String, String)>,
@@ -51,15 +52,22 @@ impl Setup {
         Self {
             toml: String::new(),
             http: None,
+            ports: None,
             listen: String::new(),
             files: Vec::new(),
             routes: Vec::new(),
         }
     }
 
-    /// More of `dormouse.toml`; `[listen]` is the harness's, and so are `[engines]` if it has none.
+    /// More of `dormouse.toml`, in which `@DIR@` is its folder; `[listen]` is the harness's, and so are `[engines]` if it has none.
     pub(crate) fn config(mut self, toml: &str) -> Self {
         self.toml.push_str(toml);
+        self
+    }
+
+    /// [`Edge::http`] and [`Edge::https`], for who must know them before.
+    pub(crate) fn ports(mut self, http: SocketAddr, https: SocketAddr) -> Self {
+        self.ports = Some((http, https));
         self
     }
 
@@ -89,7 +97,8 @@ impl Setup {
 
     pub(crate) fn start(self) -> Edge {
         let dir = tempfile::tempdir().expect("a folder");
-        let (http, https, admin) = (free_port(), free_port(), free_port());
+        let (http, https) = self.ports.unwrap_or_else(|| (free_port(), free_port()));
+        let admin = free_port();
         let plain = self.http.unwrap_or("[\"@HTTP@\"]".to_owned());
         let listen = format!("[listen]\nhttp = {plain}\nadmin = \"{admin}\"\n{}\n", self.listen)
             .replace("@HTTPS@", &https.to_string())
@@ -97,7 +106,8 @@ impl Setup {
         // The default has a Docker engine, too, whose daemon is not there in most tests.
         let has_engines = self.toml.contains("[engines");
         let engines = if has_engines { "" } else { "[engines.local]\nkind = \"process\"\n" };
-        let toml = format!("{listen}{engines}{}", self.toml);
+        let toml = self.toml.replace("@DIR@", &dir.path().to_string_lossy());
+        let toml = format!("{listen}{engines}{toml}");
         fs::write(dir.path().join("dormouse.toml"), toml).expect("dormouse.toml");
         fs::create_dir(dir.path().join("routes")).expect("routes");
         let (log, readers, announced) = (Arc::default(), Mutex::default(), Vec::new());
@@ -257,7 +267,7 @@ impl Edge {
         kib * 1024
     }
 
-    fn admin_status(&self, path: &str) -> Option<u16> {
+    pub(crate) fn admin_status(&self, path: &str) -> Option<u16> {
         Some(blocking(reqwest::get(format!("http://{}{path}", self.admin))).ok()?.status().as_u16())
     }
 

@@ -58,8 +58,7 @@ impl Authority {
     }
 
     pub(crate) fn client(&self) -> Tls {
-        let roots = [CertificateDer::from_pem_slice(self.pem().as_bytes()).expect("PEM")];
-        Tls { roots: roots.into(), alpn: Vec::new(), versions: vec![&TLS12, &TLS13], shows: None }
+        Tls::trusting(&self.pem())
     }
 }
 
@@ -91,6 +90,12 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
+    /// Trusts this authority alone.
+    pub(crate) fn trusting(pem: &str) -> Self {
+        let roots = [CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM")];
+        Self { roots: roots.into(), alpn: Vec::new(), versions: vec![&TLS12, &TLS13], shows: None }
+    }
+
     pub(crate) fn alpn(mut self, protocols: &[&str]) -> Self {
         self.alpn = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         self

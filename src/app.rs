@@ -181,13 +181,13 @@ fn edge_service(
     fleet: Arc<Fleet>,
     connections: Arc<Connections>,
 ) -> Service<Listener> {
-    let edge = Edge::new(table, fleet, config.timeouts.clone());
+    let edge = Edge::new(table, fleet, config.timeouts.clone(), &config.limits);
     let mut proxy = http_proxy(&server.configuration, edge);
     let mut options = HttpServerOptions::default();
     options.h2c = true;
     options.h2_idle_timeout = Some(config.timeouts.client_idle);
     proxy.server_options = Some(options);
-    let listener = Listener::new(proxy, connections, config.timeouts.client_head);
+    let listener = Listener::new(proxy, connections, config.timeouts.client_head, &config.limits);
     let mut service = Service::new("edge".to_owned(), listener);
     for address in &config.listen.http {
         // Pingora reads heads and bodies into buffers of their own; one more, of 64 KiB, would stay

@@ -4,6 +4,7 @@
 
 mod check;
 pub(crate) mod file;
+mod http;
 
 use std::{
     collections::BTreeMap,
@@ -14,6 +15,7 @@ use std::{
 };
 
 pub use file::{Limits, Shutdown, Timeouts};
+pub use http::{GetBody, Http2, Underscores};
 
 use crate::route::{EngineKind, Engines, RouteError, read_file};
 
@@ -35,6 +37,8 @@ pub struct Config {
     pub paths: Paths,
     /// The most of everything.
     pub limits: Limits,
+    /// What one HTTP/2 connection may cost.
+    pub http2: Http2,
     /// How long to wait for others.
     pub timeouts: Timeouts,
     /// How to end.

@@ -7,8 +7,10 @@
 mod client;
 mod connections;
 mod dial;
+mod framing;
 mod headers;
 mod hold;
+mod inlet;
 mod listen;
 mod peer;
 mod respond;
@@ -20,7 +22,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{StatusCode, header};
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -35,12 +37,13 @@ pub use connections::Connections;
 pub use listen::Listener;
 
 use crate::{
-    config::Timeouts,
+    config::{Limits, Timeouts},
     fleet::{Fleet, Lease, Verdict},
     metrics::METRICS,
     route::RouteTable,
     session::machine::Asker,
 };
+use framing::{HeadLimits, Refusal};
 use headers::RequestId;
 use listen::Connection;
 use peer::Manner;
@@ -59,13 +62,35 @@ pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
+    limits: HeadLimits,
     tunnels: TaskTracker,
 }
 
 impl Edge {
     /// Serves the sessions of `table` from `fleet`.
-    pub fn new(table: Arc<ArcSwap<RouteTable>>, fleet: Arc<Fleet>, timeouts: Timeouts) -> Self {
-        Self { table, fleet, timeouts, tunnels: TaskTracker::new() }
+    pub fn new(
+        table: Arc<ArcSwap<RouteTable>>,
+        fleet: Arc<Fleet>,
+        timeouts: Timeouts,
+        limits: &Limits,
+    ) -> Self {
+        let limits = HeadLimits::new(limits);
+        Self { table, fleet, timeouts, limits, tunnels: TaskTracker::new() }
+    }
+
+    /// What the request is refused for before it is looked at.
+    fn framed(&self, downstream: &mut Downstream, ctx: &Ctx) -> Result<(), Refusal> {
+        let Some(connection) = &ctx.connection else { return Ok(()) };
+        if connection.is_http2() {
+            self.limits.check_http2(downstream.req_header())?;
+        } else {
+            connection.heads.next()?;
+        }
+        if connection.is_http2() || connection.heads.has_underscores() {
+            let all = self.limits.drops_underscores();
+            headers::drop_underscored(downstream.req_header_mut(), all);
+        }
+        Ok(())
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
@@ -136,6 +161,9 @@ pub struct Ctx {
 impl Ctx {
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
     fn take_over(&mut self, tunnels: &TaskTracker) {
+        if let Some(connection) = self.connection.as_ref().filter(|_| self.manner.is_upgrade()) {
+            connection.heads.upgrade();
+        }
         let tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
         if tls {
             return;
@@ -193,6 +221,7 @@ impl ProxyHttp for Edge {
             connection.request_began();
             ctx.connection = Some(Arc::clone(connection));
         }
+        ctx.answer = self.framed(downstream, ctx).err().map(Answer::Unframed);
         downstream.set_read_timeout(Some(self.timeouts.client_body));
         headers::drop_stray_upgrade(downstream.req_header_mut());
         // Bytes of a next request that come during a hold are kept for it. Pingora, once it keeps
@@ -208,7 +237,11 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
-        match Target::of(downstream, &self.table) {
+        let target = match ctx.answer {
+            Some(answer) => Err(answer),
+            None => Target::of(downstream, &self.table),
+        };
+        match target {
             Ok(target) => {
                 ctx.target = Some(target);
                 Ok(false)
@@ -291,6 +324,9 @@ impl ProxyHttp for Edge {
         target.forwarding.say(upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
+        if let Some(codings) = framing::inner_codings(&downstream.req_header().headers) {
+            upstream.insert_header(header::TRANSFER_ENCODING, codings)?;
+        }
         for (name, value) in target.route.set_headers(&target.host) {
             upstream.insert_header(name, value)?;
         }
@@ -316,6 +352,9 @@ impl ProxyHttp for Edge {
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
             ctx.take_over(&self.tunnels);
+        } else if ctx.manner.is_upgrade() {
+            // What the client may have sent behind it is no request.
+            downstream.set_keepalive(None);
         }
         Ok(())
     }
@@ -394,7 +433,11 @@ fn is_tls(kind: &ErrorType) -> bool {
 
 /// What Pingora's error means for the client.
 fn answer_to(error: &Error, ctx: &Ctx) -> Answer {
+    let is_bad = ctx.connection.as_ref().is_some_and(|connection| connection.heads.is_body_bad());
     match (error.esource(), error.etype()) {
+        (ErrorSource::Downstream, ErrorType::ReadError) if is_bad => {
+            Answer::Unframed(Refusal::Chunk)
+        }
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Answer::BodyTimedOut,
         (
             ErrorSource::Downstream,

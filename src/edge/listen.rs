@@ -1,5 +1,5 @@
 //! What a connection must keep to before a request exists: a place among `limits.connections`, and
-//! a deadline for the whole request head, where Pingora has one for each read only.
+//! whatever its inlet wants of heads, where Pingora has a deadline for each read only.
 
 use std::{
     fmt, io,
@@ -15,7 +15,6 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
 use pingora::{
     apps::{HttpServerApp, ServerApp},
     http::ResponseHeader,
@@ -28,15 +27,18 @@ use pingora::{
     server::ShutdownWatch,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep, sleep_until, timeout_at},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::sleep,
 };
 
 use super::{
     Connections, Edge,
+    framing::HeadLimits,
+    inlet::{self, Heads, Inlet},
     target::Target,
     tunnel::{Client, Takeover},
 };
+use crate::config::Limits;
 
 /// How long idle connections may bring one more request after the listeners are closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
@@ -46,12 +48,19 @@ pub struct Listener {
     proxy: Arc<HttpProxy<Edge>>,
     connections: Arc<Connections>,
     head: Duration,
+    limits: Arc<HeadLimits>,
 }
 
 impl Listener {
     /// Each request head within `head`.
-    pub fn new(proxy: HttpProxy<Edge>, connections: Arc<Connections>, head: Duration) -> Self {
-        Self { proxy: Arc::new(proxy), connections, head }
+    pub fn new(
+        proxy: HttpProxy<Edge>,
+        connections: Arc<Connections>,
+        head: Duration,
+        limits: &Limits,
+    ) -> Self {
+        let limits = Arc::new(HeadLimits::new(limits));
+        Self { proxy: Arc::new(proxy), connections, head, limits }
     }
 }
 
@@ -69,7 +78,7 @@ impl ServerApp for Listener {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let place = self.connections.enter()?;
-        let guarded = Box::new(Guarded::new(Client { stream, place }, self.head));
+        let guarded = Box::new(Guarded::new(Client { stream, place }, self.head, &self.limits));
         self.proxy.process_new(guarded, shutdown).await;
         None
     }
@@ -96,12 +105,19 @@ pub(super) struct Connection {
     pub(super) takeover: OnceLock<Arc<Takeover>>,
     /// Whether it is HTTP/2, and so carries any number of requests at once.
     http2: AtomicBool,
+    /// What its inlet has let through.
+    pub(super) heads: Arc<Heads>,
 }
 
 impl Connection {
     /// The connection that a request came by.
     pub(super) fn of(digest: Option<&Digest>) -> Option<&Arc<Self>> {
         digest?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// Whether it is HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        self.http2.load(Ordering::Relaxed)
     }
 
     /// The head is complete.
@@ -126,31 +142,28 @@ struct Guarded {
     client: Option<Client>,
     connection: Arc<Connection>,
     digest: Arc<ProxyDigest>,
-    head: Duration,
-    /// When the head that is being read must be complete; runs from its first byte.
-    until: Option<Instant>,
-    /// Made only when a head does not come in one piece.
-    alarm: Option<Pin<Box<Sleep>>>,
-    /// Read while looking for an HTTP/2 preface.
-    peeked: BytesMut,
+    inlet: Inlet,
 }
 
 impl Guarded {
-    fn new(client: Client, head: Duration) -> Self {
-        let (in_request, http2) = (AtomicBool::new(false), AtomicBool::new(false));
+    fn new(client: Client, head: Duration, limits: &Arc<HeadLimits>) -> Self {
+        let is_http2 = matches!(client.stream.selected_alpn_proto(), Some(ALPN::H2));
+        let (in_request, http2) = (AtomicBool::new(false), AtomicBool::new(is_http2));
+        let heads = Arc::<Heads>::default();
+        let inlet = Inlet::new(Arc::clone(limits), Arc::clone(&heads), head, is_http2);
         let connection = Arc::new(Connection {
             socket: client.stream.id(),
             in_request,
             http2,
             target: ArcSwapOption::empty(),
             takeover: OnceLock::new(),
+            heads,
         });
         // Pingora carries this digest to every request: it is how the hooks find the connection.
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
         let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&connection));
         let digest = Arc::new(ProxyDigest::new(Box::new(answer), Some(user_data)));
-        let peeked = BytesMut::new();
-        Self { client: Some(client), connection, digest, head, until: None, alarm: None, peeked }
+        Self { client: Some(client), connection, digest, inlet }
     }
 
     fn stream(&mut self) -> &mut Stream {
@@ -160,13 +173,6 @@ impl Guarded {
     fn stream_ref(&self) -> &Stream {
         &self.client.as_ref().expect("only the drop takes it").stream
     }
-
-    /// Whether the head's time is over. Registers to be woken when it will be.
-    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(until) = self.until else { return false };
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        alarm.as_mut().poll(cx).is_ready()
-    }
 }
 
 impl AsyncRead for Guarded {
@@ -175,50 +181,26 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(takeover) = self.connection.takeover.get() {
+        let this = &mut *self;
+        if this.inlet.give(buf) {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(takeover) = this.connection.takeover.get() {
             takeover.client_is_quiet();
             return Poll::Pending;
         }
-        let in_request = self.connection.in_request.load(Ordering::Relaxed);
-        if in_request {
-            (self.until, self.alarm) = (None, None);
-        } else if self.is_late(cx) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        if self.peeked.has_remaining() {
-            let n = buf.remaining().min(self.peeked.len());
-            buf.put_slice(&self.peeked.split_to(n));
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        let read = Pin::new(self.stream()).poll_read(cx, buf);
-        if !in_request && self.until.is_none() && before < buf.filled().len() {
-            self.until = Some(Instant::now() + self.head);
-        }
-        read
+        let in_request = this.connection.in_request.load(Ordering::Relaxed);
+        let client = this.client.as_mut().expect("only the drop takes it");
+        this.inlet.poll_read(cx, &mut client.stream, in_request, buf)
     }
 }
 
 #[async_trait]
 impl Peek for Guarded {
-    /// Reads until `buf` is full, or until it cannot become an HTTP/2 preface any more: a client
-    /// of HTTP/1.0 may send less than a preface and wait.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        let until = Instant::now() + self.head;
-        let stream = &mut self.client.as_mut().expect("only the drop takes it").stream;
-        while self.peeked.len() < buf.len() && PREFACE.starts_with(&self.peeked) {
-            let read = stream.read_buf(&mut self.peeked);
-            match timeout_at(until, read).await {
-                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => read?,
-                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-            };
-        }
-        self.until = Some(until);
-        self.connection.http2.store(self.peeked.starts_with(PREFACE), Ordering::Relaxed);
-        let n = buf.len().min(self.peeked.len());
-        buf[..n].copy_from_slice(&self.peeked[..n]);
+        let client = self.client.as_mut().expect("only the drop takes it");
+        let is_http2 = self.inlet.peek(&mut client.stream, buf).await?;
+        self.connection.http2.store(is_http2, Ordering::Relaxed);
         Ok(true)
     }
 }
@@ -261,6 +243,9 @@ impl Shutdown for Guarded {
     async fn shutdown(&mut self) {
         if self.connection.takeover.get().is_none() {
             Shutdown::shutdown(&mut **self.stream()).await;
+            if self.inlet.lingers() {
+                inlet::linger(self.stream()).await;
+            }
         }
     }
 }

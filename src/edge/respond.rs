@@ -8,6 +8,7 @@ use pingora::{Result, http::ResponseHeader, proxy::Session as Downstream};
 use serde_json::json;
 use tokio::time::timeout;
 
+use super::framing;
 use crate::{
     fleet::{HoldEnd, Phase, Refusal},
     session::Failure,
@@ -26,6 +27,8 @@ pub(super) enum Answer {
     BadHost,
     /// The request cannot be understood.
     BadRequest,
+    /// The request could be understood in more than one way, or is beyond a limit.
+    Unframed(framing::Refusal),
     /// The request's body came too slowly.
     BodyTimedOut,
     /// The session was not leased.
@@ -58,6 +61,7 @@ impl Answer {
         match self {
             Self::ClientLeft => 0,
             Self::BadHost | Self::BadRequest => 400,
+            Self::Unframed(refusal) => refusal.status(),
             Self::NoSuchHost | Self::Refused(Refusal::Retired) => 404,
             Self::WakeFailed(Failure::Retired, _) => 404,
             Self::BodyTimedOut => 408,
@@ -85,6 +89,7 @@ impl Answer {
         match self {
             Self::NoSuchHost => "no_such_host",
             Self::BadHost | Self::BadRequest => "bad_request",
+            Self::Unframed(refusal) => refusal.reason(),
             Self::BodyTimedOut => "body_timeout",
             Self::Refused(Refusal::SessionFull) => "session_full",
             Self::Refused(Refusal::HeldFull) => "held_full",
@@ -124,6 +129,7 @@ impl Answer {
             }
             Self::BadHost => ("Bad host", "The request must name exactly one valid host."),
             Self::BadRequest => ("Bad request", "The request cannot be understood."),
+            Self::Unframed(refusal) => ("Bad request", refusal.says()),
             Self::BodyTimedOut => ("Request too slow", "The request's body came too slowly."),
             Self::Refused(Refusal::SessionFull | Refusal::HeldFull | Refusal::SessionsFull) => {
                 ("Too many requests are waiting", "Try again in a moment.")
@@ -173,7 +179,11 @@ pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) 
     }
     let page = wants_page(downstream);
     let head_only = downstream.req_header().method == Method::HEAD;
-    if !downstream.as_downstream_mut().is_body_empty() {
+    // What comes behind an upgrade that is not granted is no request, nor what is behind one that
+    // could not be framed.
+    let is_upgrade = downstream.req_header().headers.contains_key(header::UPGRADE);
+    let ends = is_upgrade || matches!(answer, Answer::Unframed(_));
+    if ends || !downstream.as_downstream_mut().is_body_empty() {
         downstream.set_keepalive(None);
     }
     let (body, kind) = if page {

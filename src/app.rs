@@ -31,7 +31,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     admin::{Admin, Guard, Token},
     config::{AdminAddress, Config},
-    edge::{Connections, Edge, Listener},
+    edge::{Connections, Edge, Listener, http2_options},
     engine::Engine,
     fleet::{self, Fleet},
     route::{RouteError, RouteTable, load_dir, watch},
@@ -187,7 +187,8 @@ fn edge_service(
     options.h2c = true;
     options.h2_idle_timeout = Some(config.timeouts.client_idle);
     proxy.server_options = Some(options);
-    let listener = Listener::new(proxy, connections, config.timeouts.client_head, &config.limits);
+    proxy.h2_options = Some(http2_options(&config.http2));
+    let listener = Listener::new(proxy, connections, &config.limits, &config.timeouts);
     let mut service = Service::new("edge".to_owned(), listener);
     for address in &config.listen.http {
         // Pingora reads heads and bodies into buffers of their own; one more, of 64 KiB, would stay

@@ -12,6 +12,7 @@ mod headers;
 mod hold;
 mod inlet;
 mod listen;
+mod pace;
 mod peer;
 mod respond;
 mod target;
@@ -34,7 +35,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 pub use connections::Connections;
-pub use listen::Listener;
+pub use listen::{Listener, http2_options};
 
 use crate::{
     config::{Limits, Timeouts},
@@ -46,6 +47,7 @@ use crate::{
 use framing::{HeadLimits, Refusal};
 use headers::RequestId;
 use listen::Connection;
+use pace::{AveragePace, BodyRate};
 use peer::Manner;
 use respond::Answer;
 use target::Target;
@@ -63,6 +65,7 @@ pub struct Edge {
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
     limits: HeadLimits,
+    body_rate: BodyRate,
     tunnels: TaskTracker,
 }
 
@@ -74,8 +77,9 @@ impl Edge {
         timeouts: Timeouts,
         limits: &Limits,
     ) -> Self {
+        let body_rate = BodyRate::new(limits, &timeouts);
         let limits = HeadLimits::new(limits);
-        Self { table, fleet, timeouts, limits, tunnels: TaskTracker::new() }
+        Self { table, fleet, timeouts, limits, body_rate, tunnels: TaskTracker::new() }
     }
 
     /// What the request is refused for before it is looked at.
@@ -156,9 +160,19 @@ pub struct Ctx {
     connect_took: Duration,
     connect_failed: Option<Instant>,
     connection: Option<Arc<Connection>>,
+    /// Of an HTTP/2 request's body, as long as it may not come as slowly as it likes.
+    body: Option<AveragePace>,
 }
 
 impl Ctx {
+    /// Whether the rest of the request's body may come as slowly as it likes.
+    fn set_patient(&mut self, is_patient: bool) {
+        if let Some(connection) = &self.connection {
+            connection.heads.set_patient(is_patient);
+        }
+        self.body = (!is_patient).then(AveragePace::default);
+    }
+
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
     fn take_over(&mut self, tunnels: &TaskTracker) {
         if let Some(connection) = self.connection.as_ref().filter(|_| self.manner.is_upgrade()) {
@@ -210,6 +224,7 @@ impl ProxyHttp for Edge {
             connect_took: Duration::ZERO,
             connect_failed: None,
             connection: None,
+            body: None,
         }
     }
 
@@ -229,6 +244,11 @@ impl ProxyHttp for Edge {
         // Test: a_client_that_sends_on_and_leaves_before_the_101_gives_its_lease_back.
         ctx.manner = Manner::of(downstream.req_header());
         downstream.set_pipelining_enabled(!ctx.manner.is_patient());
+        ctx.set_patient(ctx.manner.is_patient());
+        if downstream.is_http2() {
+            // Of what goes by HTTP/1, and of the connection, the inlet's stream knows more.
+            downstream.set_write_timeout(Some(self.timeouts.client_write));
+        }
         if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
         }
@@ -253,6 +273,24 @@ impl ProxyHttp for Edge {
                 Ok(true)
             }
         }
+    }
+
+    /// The inlet paces what comes by HTTP/1, and sees nothing of the streams of HTTP/2.
+    async fn request_body_filter(
+        &self,
+        downstream: &mut Downstream,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let Some(pace) = ctx.body.as_mut().filter(|_| !end && downstream.is_http2()) else {
+            return Ok(());
+        };
+        if pace.is_too_slow(body.as_ref().map_or(0, Bytes::len), self.body_rate) {
+            ctx.answer = Some(Answer::BodyTimedOut);
+            return Err(Error::new_str("a body below limits.body_rate"));
+        }
+        Ok(())
     }
 
     async fn upstream_peer(
@@ -345,6 +383,7 @@ impl ProxyHttp for Edge {
         // From here on both sides may stream as slowly as they like.
         if headers::has_body(downstream.req_header(), answer) {
             downstream.set_read_timeout(None);
+            ctx.set_patient(true);
         }
         ctx.id.answer(answer)?;
         if let Some(held) = ctx.lease.as_ref().and_then(Lease::held) {
@@ -365,10 +404,11 @@ impl ProxyHttp for Edge {
         downstream: &mut Downstream,
         _: &mut Option<Bytes>,
         end: bool,
-        _: &mut Ctx,
+        ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if end {
             downstream.set_read_timeout(Some(self.timeouts.client_body));
+            ctx.set_patient(false);
         }
         Ok(None)
     }
@@ -433,10 +473,13 @@ fn is_tls(kind: &ErrorType) -> bool {
 
 /// What Pingora's error means for the client.
 fn answer_to(error: &Error, ctx: &Ctx) -> Answer {
-    let is_bad = ctx.connection.as_ref().is_some_and(|connection| connection.heads.is_body_bad());
+    let heads = ctx.connection.as_ref().map(|connection| &connection.heads);
     match (error.esource(), error.etype()) {
-        (ErrorSource::Downstream, ErrorType::ReadError) if is_bad => {
+        (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_bad()) => {
             Answer::Unframed(Refusal::Chunk)
+        }
+        (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_slow()) => {
+            Answer::BodyTimedOut
         }
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Answer::BodyTimedOut,
         (

@@ -89,7 +89,7 @@ impl Bed {
         let edge = Edge::new(table, fleet, Timeouts::default(), &limits);
         let proxy = http_proxy(&conf(), edge);
         let connections = Arc::new(Connections::new(10));
-        Arc::new(Listener::new(proxy, connections, Duration::from_secs(10), &limits))
+        Arc::new(Listener::new(proxy, connections, &limits, &Timeouts::default()))
     }
 
     fn requests(&self, bencher: Bencher<'_, '_>, mut client: DuplexStream, host: &str, end: &str) {

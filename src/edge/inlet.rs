@@ -20,7 +20,11 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use super::framing::{Framing, HeadLimits, Refusal};
+use super::{
+    framing::{Framing, HeadLimits, Refusal},
+    pace::{BodyPace, BodyRate},
+};
+use crate::config::{Limits, Timeouts};
 
 /// What a client may send behind an upgrade before it is granted.
 const EARLY_MAX: usize = 64 * 1024;
@@ -29,6 +33,26 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_MAX: usize = 1024 * 1024;
 /// Stands for a head that was refused, so that its answer comes when its turn comes.
 const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nHost: refused.invalid\r\nConnection: close\r\n\r\n";
+
+/// What a client's connection must keep to.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    head: Duration,
+    limits: Arc<HeadLimits>,
+    body: BodyRate,
+    pub(super) write: Duration,
+}
+
+impl Terms {
+    pub(super) fn new(limits: &Limits, timeouts: &Timeouts) -> Self {
+        Self {
+            head: timeouts.client_head,
+            limits: Arc::new(HeadLimits::new(limits)),
+            body: BodyRate::new(limits, timeouts),
+            write: timeouts.client_write,
+        }
+    }
+}
 
 /// What the inlet of a connection and the hooks of its requests tell each other. HTTP/1 alone has
 /// heads.
@@ -40,6 +64,9 @@ pub(super) struct Heads {
     /// Why the last of them stands for another.
     refusal: OnceLock<Refusal>,
     is_body_bad: AtomicBool,
+    is_body_slow: AtomicBool,
+    /// The body may come as slowly as it likes.
+    is_patient: AtomicBool,
     has_underscores: AtomicBool,
     is_upgraded: AtomicBool,
 }
@@ -59,6 +86,16 @@ impl Heads {
     /// Whether a body that Pingora was reading is malformed.
     pub(super) fn is_body_bad(&self) -> bool {
         self.is_body_bad.load(Ordering::Relaxed)
+    }
+
+    /// Whether a body that Pingora was reading came too slowly.
+    pub(super) fn is_body_slow(&self) -> bool {
+        self.is_body_slow.load(Ordering::Relaxed)
+    }
+
+    /// Whether the body of the request under way may come as slowly as it likes.
+    pub(super) fn set_patient(&self, is_patient: bool) {
+        self.is_patient.store(is_patient, Ordering::Relaxed);
     }
 
     /// Whether a header's name had a `_` in any head so far.
@@ -83,6 +120,7 @@ pub(super) struct Inlet {
     is_raw: bool,
     /// Nothing is read any more.
     is_closed: bool,
+    body: BodyPace,
     head: Duration,
     /// When the head that is being read must be complete; runs from its first byte, for a
     /// connection's first one from the connection's.
@@ -92,22 +130,17 @@ pub(super) struct Inlet {
 }
 
 impl Inlet {
-    /// Each head within `head`.
-    pub(super) fn new(
-        limits: Arc<HeadLimits>,
-        heads: Arc<Heads>,
-        head: Duration,
-        is_http2: bool,
-    ) -> Self {
+    pub(super) fn new(terms: &Terms, heads: Arc<Heads>, is_http2: bool) -> Self {
         Self {
-            framing: Framing::new(limits),
+            framing: Framing::new(Arc::clone(&terms.limits)),
             heads,
             held: BytesMut::new(),
             ready: 0,
             is_raw: is_http2,
             is_closed: false,
-            head,
-            until: Some(Instant::now() + head),
+            body: BodyPace::new(terms.body),
+            head: terms.head,
+            until: Some(Instant::now() + terms.head),
             alarm: None,
         }
     }
@@ -175,7 +208,10 @@ impl Inlet {
         let read = if self.is_raw {
             self.poll_raw(cx, stream, in_request, buf)
         } else {
-            self.poll_framed(cx, stream, buf)
+            let was_in_body = self.framing.is_in_body();
+            let before = buf.filled().len();
+            let read = self.poll_framed(cx, stream, buf);
+            self.pace(cx, was_in_body, buf.filled().len() - before, read)
         };
         if read.is_pending() && self.is_late(cx, in_request) {
             return Poll::Ready(self.time_out(buf));
@@ -186,6 +222,29 @@ impl Inlet {
     /// Whether the client is to be given time to read why it was refused.
     pub(super) fn lingers(&self) -> bool {
         self.is_closed || (self.framing.is_behind_upgrade() && !self.is_raw)
+    }
+
+    /// Holds a body to its rate.
+    fn pace(
+        &mut self,
+        cx: &mut Context<'_>,
+        was_in_body: bool,
+        came: usize,
+        read: Poll<io::Result<()>>,
+    ) -> Poll<io::Result<()>> {
+        if !self.framing.is_in_body() || self.heads.is_patient.load(Ordering::Relaxed) {
+            return read;
+        }
+        if !was_in_body {
+            self.body.restart();
+        } else if read.is_ready() {
+            self.body.came(came);
+        } else if self.body.waits(cx) {
+            self.is_closed = true;
+            self.heads.is_body_slow.store(true, Ordering::Relaxed);
+            return Poll::Ready(self.end());
+        }
+        read
     }
 
     fn poll_raw(
@@ -247,7 +306,13 @@ impl Inlet {
 
     /// What Pingora finds where nothing is read any more.
     fn end(&self) -> io::Result<()> {
-        if self.heads.is_body_bad() { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) }
+        if self.heads.is_body_bad() {
+            Err(io::ErrorKind::InvalidData.into())
+        } else if self.heads.is_body_slow() {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Frames what is held.

@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use pingora::{
     apps::{HttpServerApp, ServerApp},
     http::ResponseHeader,
+    protocols::http::v2::server::{H2Options, default_h2_options},
     protocols::{
         ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown,
         SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest,
@@ -33,12 +34,13 @@ use tokio::{
 
 use super::{
     Connections, Edge,
-    framing::HeadLimits,
-    inlet::{self, Heads, Inlet},
+    connections::Place,
+    inlet::{self, Heads, Inlet, Terms},
+    pace::{Paced, WriteDeadline},
     target::Target,
     tunnel::{Client, Takeover},
 };
-use crate::config::Limits;
+use crate::config::{Http2, Limits, Timeouts};
 
 /// How long idle connections may bring one more request after the listeners are closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
@@ -47,20 +49,19 @@ const LAST_REQUESTS: Duration = Duration::from_secs(1);
 pub struct Listener {
     proxy: Arc<HttpProxy<Edge>>,
     connections: Arc<Connections>,
-    head: Duration,
-    limits: Arc<HeadLimits>,
+    terms: Terms,
 }
 
 impl Listener {
-    /// Each request head within `head`.
+    /// For clients that keep to these.
     pub fn new(
         proxy: HttpProxy<Edge>,
         connections: Arc<Connections>,
-        head: Duration,
         limits: &Limits,
+        timeouts: &Timeouts,
     ) -> Self {
-        let limits = Arc::new(HeadLimits::new(limits));
-        Self { proxy: Arc::new(proxy), connections, head, limits }
+        let terms = Terms::new(limits, timeouts);
+        Self { proxy: Arc::new(proxy), connections, terms }
     }
 }
 
@@ -78,7 +79,7 @@ impl ServerApp for Listener {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let place = self.connections.enter()?;
-        let guarded = Box::new(Guarded::new(Client { stream, place }, self.head, &self.limits));
+        let guarded = Box::new(Guarded::new(stream, place, &self.terms));
         self.proxy.process_new(guarded, shutdown).await;
         None
     }
@@ -90,6 +91,23 @@ impl ServerApp for Listener {
         sleep(LAST_REQUESTS).await;
         self.proxy.http_cleanup().await;
     }
+}
+
+/// What one HTTP/2 connection may cost. Pingora adds: 32 malformed requests end it.
+pub fn http2_options(http2: &Http2) -> H2Options {
+    let to_u32 = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
+    let to_usize = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
+    let mut options = default_h2_options();
+    options
+        .max_concurrent_streams(http2.streams)
+        .initial_window_size(to_u32(http2.stream_window))
+        .initial_connection_window_size(to_u32(http2.connection_window))
+        .max_send_buffer_size(to_usize(http2.send_buffer))
+        .max_header_list_size(to_u32(http2.header_list))
+        .header_table_size(to_u32(http2.header_table))
+        .max_pending_accept_reset_streams(to_usize(http2.resets.into()))
+        .max_local_error_reset_streams(Some(to_usize(http2.error_resets.into())));
+    options
 }
 
 /// What the hooks know of the connection that a request came by.
@@ -146,13 +164,13 @@ struct Guarded {
 }
 
 impl Guarded {
-    fn new(client: Client, head: Duration, limits: &Arc<HeadLimits>) -> Self {
-        let is_http2 = matches!(client.stream.selected_alpn_proto(), Some(ALPN::H2));
+    fn new(stream: Stream, place: Place, terms: &Terms) -> Self {
+        let is_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
         let (in_request, http2) = (AtomicBool::new(false), AtomicBool::new(is_http2));
         let heads = Arc::<Heads>::default();
-        let inlet = Inlet::new(Arc::clone(limits), Arc::clone(&heads), head, is_http2);
+        let inlet = Inlet::new(terms, Arc::clone(&heads), is_http2);
         let connection = Arc::new(Connection {
-            socket: client.stream.id(),
+            socket: stream.id(),
             in_request,
             http2,
             target: ArcSwapOption::empty(),
@@ -163,15 +181,20 @@ impl Guarded {
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
         let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&connection));
         let digest = Arc::new(ProxyDigest::new(Box::new(answer), Some(user_data)));
-        Self { client: Some(client), connection, digest, inlet }
+        let stream = Paced { stream, deadline: WriteDeadline::new(terms.write) };
+        Self { client: Some(Client { stream, place }), connection, digest, inlet }
     }
 
-    fn stream(&mut self) -> &mut Stream {
+    fn paced(&mut self) -> &mut Paced<Stream> {
         &mut self.client.as_mut().expect("only the drop takes it").stream
     }
 
+    fn stream(&mut self) -> &mut Stream {
+        &mut self.paced().stream
+    }
+
     fn stream_ref(&self) -> &Stream {
-        &self.client.as_ref().expect("only the drop takes it").stream
+        &self.client.as_ref().expect("only the drop takes it").stream.stream
     }
 }
 
@@ -191,7 +214,7 @@ impl AsyncRead for Guarded {
         }
         let in_request = this.connection.in_request.load(Ordering::Relaxed);
         let client = this.client.as_mut().expect("only the drop takes it");
-        this.inlet.poll_read(cx, &mut client.stream, in_request, buf)
+        this.inlet.poll_read(cx, &mut client.stream.stream, in_request, buf)
     }
 }
 
@@ -199,7 +222,7 @@ impl AsyncRead for Guarded {
 impl Peek for Guarded {
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         let client = self.client.as_mut().expect("only the drop takes it");
-        let is_http2 = self.inlet.peek(&mut client.stream, buf).await?;
+        let is_http2 = self.inlet.peek(&mut client.stream.stream, buf).await?;
         self.connection.http2.store(is_http2, Ordering::Relaxed);
         Ok(true)
     }
@@ -211,18 +234,18 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.stream()).poll_write(cx, buf)
+        Pin::new(self.paced()).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream()).poll_flush(cx)
+        Pin::new(self.paced()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.connection.takeover.get().is_some() {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(self.stream()).poll_shutdown(cx)
+        Pin::new(self.paced()).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -230,7 +253,7 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.stream()).poll_write_vectored(cx, bufs)
+        Pin::new(self.paced()).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -15,7 +15,10 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use crate::metrics::METRICS;
+use crate::{
+    config::{Limits, Timeouts},
+    metrics::METRICS,
+};
 
 /// One turn of waiting counts for this much at most: who is not asked in between (the edge does not
 /// read while the instance takes nothing) has not kept anybody waiting.
@@ -28,6 +31,12 @@ pub(super) struct BodyRate {
     pub(super) grace: Duration,
     /// Bytes a second.
     pub(super) rate: u64,
+}
+
+impl BodyRate {
+    pub(super) fn new(limits: &Limits, timeouts: &Timeouts) -> Self {
+        Self { grace: timeouts.client_body_grace, rate: limits.body_rate }
+    }
 }
 
 /// One body's pace. It begins with the grace; waiting takes from it, bytes give.
@@ -46,7 +55,7 @@ impl BodyPace {
         Self { rate, left: rate.grace, since: None, alarm: None }
     }
 
-    /// Another body begins, or nobody waits for this one any more.
+    /// Another body begins.
     pub(super) fn restart(&mut self) {
         (self.left, self.since, self.alarm) = (self.rate.grace, None, None);
     }

@@ -10,6 +10,8 @@ mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 #[path = "../support/dockerd.rs"]
 mod dockerd;
+mod early;
+mod framing;
 mod grpc;
 mod guest;
 mod h2;
@@ -19,6 +21,7 @@ mod life;
 mod limits;
 mod routes;
 mod signals;
+mod slow;
 mod streams;
 mod support;
 mod timeouts;

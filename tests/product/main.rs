@@ -11,6 +11,7 @@ mod docker;
 #[path = "../support/dockerd.rs"]
 mod dockerd;
 mod early;
+mod floods;
 mod framing;
 mod grpc;
 mod guest;

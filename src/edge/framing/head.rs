@@ -5,28 +5,22 @@ use memchr::memchr;
 use super::{HeadLimits, Refusal};
 use crate::config::Underscores;
 
-/// What a byte of a header's name is. RFC 9110, 5.6.2.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
-    None,
-    Alphanumeric,
-    Hyphen,
-    Underscore,
-    /// Allowed in a name, though hardly ever found in one.
-    Odd,
-}
+/// What a byte of a header's name is, one bit each. RFC 9110, 5.6.2.
+const ALPHANUMERIC: u8 = 1;
+const UNDERSCORE: u8 = 2;
+/// A hyphen, and what is allowed in a name though hardly ever found in one.
+const OTHER: u8 = 4;
 
-const CLASSES: [Class; 256] = {
-    let mut classes = [Class::None; 256];
+const CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
     let mut byte = 0;
     while byte < 128 {
         classes[byte] = match byte as u8 {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => Class::Alphanumeric,
-            b'-' => Class::Hyphen,
-            b'_' => Class::Underscore,
-            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'.' | b'^' | b'`' | b'|'
-            | b'~' => Class::Odd,
-            _ => Class::None,
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => ALPHANUMERIC,
+            b'_' => UNDERSCORE,
+            b'-' | b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'.' | b'^' | b'`'
+            | b'|' | b'~' => OTHER,
+            _ => 0,
         };
         byte += 1;
     }
@@ -216,12 +210,15 @@ impl Head {
         if matches!(line[0], b' ' | b'\t') {
             return Err(Refusal::Value);
         }
-        let name_end = memchr(b':', line).ok_or(Refusal::Name)?;
+        let (name_end, has_underscore) = name_end(line, limits)?;
+        if line.get(name_end) != Some(&b':') {
+            return Err(Refusal::Name);
+        }
         let (name, raw) = (&line[..name_end], &line[name_end + 1..]);
         if has_control(raw) {
             return Err(Refusal::Value);
         }
-        self.has_underscores |= check_name(name, limits)?;
+        self.has_underscores |= has_underscore;
         let value = trim(raw);
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
@@ -297,29 +294,32 @@ impl Head {
     }
 }
 
-/// Whether the name has a `_`, or why it is none.
-pub(super) fn check_name(name: &[u8], limits: &HeadLimits) -> Result<bool, Refusal> {
-    let (mut plain, mut underscores) = (0, 0);
-    for byte in name {
-        match CLASSES[usize::from(*byte)] {
-            Class::Alphanumeric => plain += 1,
-            Class::Hyphen | Class::Odd => {}
-            Class::Underscore => underscores += 1,
-            Class::None => return Err(Refusal::Name),
+/// Why the name is none, or must not be.
+pub(super) fn check_name(name: &[u8], limits: &HeadLimits) -> Result<(), Refusal> {
+    let (end, _) = name_end(name, limits)?;
+    if end == name.len() { Ok(()) } else { Err(Refusal::Name) }
+}
+
+/// Where the name ends that the bytes begin with, and whether it has a `_`.
+fn name_end(bytes: &[u8], limits: &HeadLimits) -> Result<(usize, bool), Refusal> {
+    let (mut end, mut alphanumeric, mut seen) = (0, 0, 0);
+    while let Some(byte) = bytes.get(end) {
+        let class = CLASSES[usize::from(*byte)];
+        if class == 0 {
+            break;
         }
+        seen |= class;
+        alphanumeric += usize::from(class & ALPHANUMERIC);
+        end += 1;
     }
-    if plain == 0 && underscores == 0 {
-        // Hyphens and the like alone are a name; nothing is not.
-        return if name.is_empty() { Err(Refusal::Name) } else { Ok(false) };
-    }
+    let has_underscore = seen & UNDERSCORE != 0;
     // Without what readers drop or exchange, it is as long as one of the two that frame a body.
-    if matches!(plain, 13 | 16) && is_alias(name) {
+    let is_as_long = matches!(alphanumeric, 13 | 16);
+    let is_refused = has_underscore && limits.underscores == Underscores::Refuse;
+    if is_refused || (is_as_long && is_alias(&bytes[..end])) {
         return Err(Refusal::Alias);
     }
-    if 0 < underscores && limits.underscores == Underscores::Refuse {
-        return Err(Refusal::Alias);
-    }
-    Ok(0 < underscores)
+    if end == 0 { Err(Refusal::Name) } else { Ok((end, has_underscore)) }
 }
 
 /// Whether it is not, but can be taken for `Content-Length` or `Transfer-Encoding`.
@@ -363,7 +363,7 @@ fn is_token(name: &[u8]) -> bool {
 
 /// Whether a header's name may have it.
 pub(super) fn is_name_byte(byte: u8) -> bool {
-    CLASSES[usize::from(byte)] != Class::None
+    CLASSES[usize::from(byte)] != 0
 }
 
 /// All but TAB.

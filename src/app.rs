@@ -9,7 +9,7 @@ mod signals;
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
@@ -34,6 +34,7 @@ use crate::{
     edge::{Connections, Edge, Listener, http2_options},
     engine::Engine,
     fleet::{self, Fleet},
+    record::AccessLog,
     route::{RouteError, RouteTable, load_dir, watch},
 };
 use lock::StateLock;
@@ -80,7 +81,16 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     }
     let table = Arc::new(ArcSwap::from_pointee(table));
     let fleet = build_fleet(&config, &table)?;
-    let reloader = Reloader::new(Arc::clone(&config), Arc::clone(&table), Arc::clone(&fleet));
+    let access_log = access_log(&config)?;
+    let reloader = Reloader::new(
+        Arc::clone(&config),
+        Arc::clone(&table),
+        Arc::clone(&fleet),
+        access_log.clone(),
+    );
+    let (timeouts, limits) = (config.timeouts.clone(), &config.limits);
+    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), timeouts, limits);
+    let edge = edge.log_to(access_log.clone());
     let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
 
     let mut server = server(&config, &handover, upgrade)?;
@@ -88,6 +98,7 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
         fleet: Arc::clone(&fleet),
         connections: Arc::clone(&connections),
         handover,
+        access_log,
         phases: server.watch_execution_phase(),
         tasks: TaskTracker::new(),
     };
@@ -100,7 +111,8 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let watched = Arc::clone(&reloader);
     let _watch = watch::watch(&config.paths.routes, move || drop(watched.reload()))
         .with_context(|| format!("cannot watch {}", config.paths.routes.display()))?;
-    add_services(&mut server, &config, &table, fleet, connections, reloader, guard);
+    let edge = edge_service(&server, &config, edge, connections);
+    add_services(&mut server, &config, &table, fleet, edge, reloader, guard);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     Ok(())
 }
@@ -110,7 +122,7 @@ fn add_services(
     config: &Config,
     table: &Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
-    connections: Arc<Connections>,
+    edge: Service<Listener>,
     reloader: Arc<Reloader>,
     guard: Guard,
 ) {
@@ -119,7 +131,6 @@ fn add_services(
     fleeting.threads = Some(2);
     let adopted = server.add_service(fleeting);
 
-    let edge = edge_service(server, config, Arc::clone(table), Arc::clone(&fleet), connections);
     server.add_service(edge).add_dependency(&adopted);
     let readiness = Readiness { addresses: config.listen.http.clone(), ready: Arc::clone(&ready) };
     let readiness = background_service("readiness", readiness);
@@ -132,6 +143,14 @@ fn add_services(
     let address = config.listen.admin.clone();
     server.add_service(background_service("admin", Administration { admin, address }));
     server.add_service(background_service("hangups", hangups));
+}
+
+fn access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLog>>> {
+    let open = |path: &PathBuf| {
+        AccessLog::open(path.clone().into())
+            .with_context(|| format!("cannot write to {} (log.access)", path.display()))
+    };
+    config.access_log.as_ref().map(open).transpose()
 }
 
 fn guard(config: &Config) -> anyhow::Result<Guard> {
@@ -177,11 +196,9 @@ fn server(config: &Config, handover: &Path, upgrade: bool) -> anyhow::Result<Ser
 fn edge_service(
     server: &Server,
     config: &Config,
-    table: Arc<ArcSwap<RouteTable>>,
-    fleet: Arc<Fleet>,
+    edge: Edge,
     connections: Arc<Connections>,
 ) -> Service<Listener> {
-    let edge = Edge::new(table, fleet, config.timeouts.clone(), &config.limits);
     let mut proxy = http_proxy(&server.configuration, edge);
     let mut options = HttpServerOptions::default();
     options.h2c = true;

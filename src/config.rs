@@ -43,6 +43,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// How to end.
     pub shutdown: Shutdown,
+    /// The access log's file, or `-` for standard output.
+    pub access_log: Option<PathBuf>,
     /// What runs the instances, by name.
     pub engines: BTreeMap<String, EngineConfig>,
 }

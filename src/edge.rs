@@ -18,7 +18,11 @@ mod respond;
 mod target;
 mod tunnel;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -39,10 +43,11 @@ pub use listen::{Listener, http2_options};
 
 use crate::{
     config::{Limits, Timeouts},
-    fleet::{Fleet, Lease, Verdict},
+    fleet::{Fleet, Held, Lease, Verdict},
     metrics::METRICS,
+    record::{Access, AccessLog},
     route::RouteTable,
-    session::machine::Asker,
+    session::{Generation, machine::Asker},
 };
 use framing::{HeadLimits, Refusal};
 use headers::RequestId;
@@ -67,6 +72,7 @@ pub struct Edge {
     limits: HeadLimits,
     body_rate: BodyRate,
     tunnels: TaskTracker,
+    access_log: Option<Arc<AccessLog>>,
 }
 
 impl Edge {
@@ -79,7 +85,14 @@ impl Edge {
     ) -> Self {
         let body_rate = BodyRate::new(limits, &timeouts);
         let limits = HeadLimits::new(limits);
-        Self { table, fleet, timeouts, limits, body_rate, tunnels: TaskTracker::new() }
+        let tunnels = TaskTracker::new();
+        Self { table, fleet, timeouts, limits, body_rate, tunnels, access_log: None }
+    }
+
+    /// Each request is written to `log`.
+    pub fn log_to(mut self, log: Option<Arc<AccessLog>>) -> Self {
+        self.access_log = log;
+        self
     }
 
     /// What the request is refused for before it is looked at.
@@ -118,6 +131,8 @@ impl Edge {
         // In `ctx` while it waits, so that whatever ends the request gives it back.
         let lease = ctx.lease.insert(lease);
         let endpoint = hold::ready(downstream, lease).await?;
+        ctx.generation = Some(endpoint.generation);
+        ctx.held = lease.held();
         ctx.connect_began = Some(Instant::now());
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
@@ -149,11 +164,15 @@ impl Edge {
 
 /// One request's state, from its head to its last byte.
 pub struct Ctx {
+    began: Instant,
     id: RequestId,
     target: Option<Arc<Target>>,
     manner: Manner,
     takeover: Option<Arc<Takeover>>,
     lease: Option<Lease>,
+    /// Of the last lease, which may be the tunnel's by now.
+    generation: Option<Generation>,
+    held: Option<Held>,
     answer: Option<Answer>,
     connects: u32,
     connect_began: Option<Instant>,
@@ -171,6 +190,29 @@ impl Ctx {
             connection.heads.set_patient(is_patient);
         }
         self.body = (!is_patient).then(AveragePace::default);
+    }
+
+    /// What the access log says of the request, which has ended.
+    fn access<'a>(&'a self, downstream: &'a Downstream, status: u16) -> Access<'a> {
+        let request = downstream.req_header();
+        let agent = request.headers.get(http::header::USER_AGENT);
+        let millis = |took: Duration| took.as_secs_f64() * 1000.0;
+        Access {
+            at: unix_ms(),
+            id: self.id.as_str(),
+            client: client::address(downstream),
+            method: request.method.as_str(),
+            host: self.target.as_ref().map_or("", |target| &*target.host),
+            path: request.uri.path(),
+            route: self.target.as_ref().map_or("", |target| &*target.route.name),
+            generation: self.generation.map(|generation| generation.0),
+            status,
+            reason: self.answer.map(Answer::reason),
+            bytes: downstream.body_bytes_sent(),
+            took_ms: millis(self.began.elapsed()),
+            held_ms: self.held.map(|held| millis(held.hold)),
+            agent: agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default(),
+        }
     }
 
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
@@ -213,11 +255,14 @@ impl ProxyHttp for Edge {
 
     fn new_ctx(&self) -> Ctx {
         Ctx {
+            began: Instant::now(),
             id: RequestId::none(),
             target: None,
             manner: Manner::default(),
             takeover: None,
             lease: None,
+            generation: None,
+            held: None,
             answer: None,
             connects: 0,
             connect_began: None,
@@ -232,6 +277,7 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _: &mut pingora::modules::http::HttpModules) {}
 
     async fn early_request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<()> {
+        ctx.began = Instant::now();
         if let Some(connection) = Connection::of(downstream.digest()) {
             connection.request_began();
             ctx.connection = Some(Arc::clone(connection));
@@ -386,7 +432,7 @@ impl ProxyHttp for Edge {
             ctx.set_patient(true);
         }
         ctx.id.answer(answer)?;
-        if let Some(held) = ctx.lease.as_ref().and_then(Lease::held) {
+        if let Some(held) = ctx.held {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -446,6 +492,9 @@ impl ProxyHttp for Edge {
         METRICS.count_request(status);
         let host = ctx.target.as_ref().map_or("", |target| &*target.host);
         tracing::debug!(id = ctx.id.as_str(), session = host, status, "request");
+        if let Some(log) = &self.access_log {
+            log.write(&ctx.access(downstream, status));
+        }
     }
 
     /// We log what became of a request ourselves, in `fail_to_proxy`.
@@ -462,6 +511,11 @@ impl ProxyHttp for Edge {
     ) -> bool {
         true
     }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn is_tls(kind: &ErrorType) -> bool {

@@ -34,6 +34,8 @@ pub mod schema;
 
 pub mod metrics;
 
+pub mod record;
+
 pub mod admin;
 
 pub mod cli;

@@ -26,6 +26,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Connections closed at once because `limits.connections` was reached.
     pub connections_refused: IntCounter,
+    /// Lines that the access log lost: it could not be written, or not as fast as they came.
+    pub access_log_dropped: IntCounter,
     /// Wakes by engine and result.
     pub wakes: IntCounterVec,
     /// How long wakes took, by engine and part (`queued`, `engine`, `ready`), in seconds.
@@ -86,6 +88,10 @@ impl Metrics {
             connections_refused: counter(
                 "connections_refused_total",
                 "Connections closed because limits.connections was reached.",
+            ),
+            access_log_dropped: counter(
+                "access_log_dropped_total",
+                "Lines that the access log lost.",
             ),
             wakes: counters("wakes_total", "Wakes by result.", &["engine", "result"]),
             wake_seconds: register(

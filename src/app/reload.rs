@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     fleet::Fleet,
     metrics::METRICS,
+    record::AccessLog,
     route::{RouteError, RouteTable, load_dir},
 };
 
@@ -19,6 +20,7 @@ pub(super) struct Reloader {
     fleet: Arc<Fleet>,
     /// What is wrong with the files as they were last read.
     pub(super) errors: Arc<ArcSwap<Vec<RouteError>>>,
+    access_log: Option<Arc<AccessLog>>,
     one_at_a_time: Mutex<()>,
 }
 
@@ -27,10 +29,20 @@ impl Reloader {
         config: Arc<Config>,
         table: Arc<ArcSwap<RouteTable>>,
         fleet: Arc<Fleet>,
+        access_log: Option<Arc<AccessLog>>,
     ) -> Arc<Self> {
         count(&table.load(), &[]);
         let (errors, one_at_a_time) = (Arc::default(), Mutex::new(()));
-        Arc::new(Self { config, table, fleet, errors, one_at_a_time })
+        Arc::new(Self { config, table, fleet, errors, access_log, one_at_a_time })
+    }
+
+    /// SIGHUP: the routes, and the access log, which may have been moved away.
+    pub(super) fn hangup(&self) {
+        if let Some(log) = &self.access_log {
+            log.reopen();
+        }
+        // What is wrong is logged where it is found.
+        let _ = self.reload();
     }
 
     /// Blocks for as long as the files take to read.

@@ -39,7 +39,8 @@ pub(super) fn parse(
     let (shape, source) = Source::parse::<ConfigFile>(file, text)?;
     let base = file.parent().unwrap_or(Path::new("/")).to_owned();
     let mut check = Check { found: Findings::new(&source), base: &base, environment };
-    let ConfigFile { listen, admin, paths, limits, http2, timeouts, shutdown, engines } = shape;
+    let ConfigFile { listen, admin, paths, limits, http2, timeouts, shutdown, log, engines } =
+        shape;
     let listen = check.listen(listen, admin.token_file.is_some());
     check.limits(&limits);
     check.http2(&http2);
@@ -51,10 +52,24 @@ pub(super) fn parse(
         certs: base.join(paths.certs),
         state: base.join(paths.state),
     };
+    let on_stdout = Path::new("-");
+    let access_log = log.access.map(|path| if path == on_stdout { path } else { base.join(path) });
     let Check { found, .. } = check;
     found.finish(())?;
     let file = Some(file.to_owned());
-    Ok(Config { file, base, listen, admin, paths, limits, http2, timeouts, shutdown, engines })
+    Ok(Config {
+        file,
+        base,
+        listen,
+        admin,
+        paths,
+        limits,
+        http2,
+        timeouts,
+        shutdown,
+        access_log,
+        engines,
+    })
 }
 
 fn default_engines() -> BTreeMap<String, EngineTable> {

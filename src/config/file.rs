@@ -38,6 +38,8 @@ pub(crate) struct ConfigFile {
     pub(crate) timeouts: Timeouts,
     /// How to end.
     pub(crate) shutdown: Shutdown,
+    /// What is written down.
+    pub(crate) log: LogTable,
     /// What runs the instances, by the name that routes call it: `a-z`, `0-9` and `-`. Default:
     /// `local` of kind `process` and `docker` of kind `docker`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -168,6 +170,15 @@ pub struct Shutdown {
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub drain: Duration,
+}
+
+/// `[log]`.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LogTable {
+    /// The access log: a file that gets a JSON object for each request, or `"-"` for standard
+    /// output. SIGHUP opens it anew, after a rotation. Default: none.
+    pub(crate) access: Option<PathBuf>,
 }
 
 /// `[engines.NAME]`. All but `kind` is for `kind = "docker"`.

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
@@ -32,11 +32,12 @@ use tokio_util::task::TaskTracker;
 use crate::{
     acme::Acme,
     admin::{Admin, Guard, Token},
-    certs::{Certs, is_cert_file},
+    certs::{Certs, DEV_FOLDER, is_cert_file},
     config::{AdminAddress, Config, Entrance},
-    edge::{Connections, Edge, Entrances, Listener, Unseen},
+    edge::{Connections, Edge, Entrances, Listener, Unseen, http2_options},
     engine::Engine,
     fleet::{self, Fleet},
+    record::AccessLog,
     route::{RouteError, RouteTable, is_route_file, load_dir},
     watch::{Watch, watch},
 };
@@ -93,7 +94,13 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let unseen = Unseen::new(Arc::clone(&table), Arc::clone(&fleet));
     let acme = acme(&config, &table, &certs)?;
     let entrances = entrances.waking(unseen).ordering(acme.clone());
-    let reloader = Reloader::new(&config, &table, &fleet, &certs);
+    let access_log = access_log(&config)?;
+    let reloader = Reloader::new(&config, &table, &fleet, &certs, access_log.clone());
+    let (timeouts, limits) = (config.timeouts.clone(), &config.limits);
+    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), timeouts, limits)
+        .with_redirect_port(config.redirect_port())
+        .with_access_log(access_log.clone())
+        .with_acme(acme.clone());
     let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
 
     let mut server = server(&config, &handover, upgrade)?;
@@ -102,6 +109,7 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
         connections: Arc::clone(&connections),
         acme: acme.clone(),
         handover,
+        access_log,
         phases: server.watch_execution_phase(),
         tasks: TaskTracker::new(),
     };
@@ -117,9 +125,6 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     };
 
     let _watches = watches(&config, &reloader)?;
-    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), config.timeouts.clone())
-        .with_redirect_port(config.redirect_port())
-        .with_acme(acme.clone());
     let edge = edge_service(&server, &config, edge, connections, entrances);
     let rooms = Rooms { table, fleet, acme };
     add_services(&mut server, &config, rooms, edge, reloader, guard);
@@ -132,7 +137,8 @@ fn load_certs(config: &Config) -> Certs {
     if config.listen.https.is_empty() {
         return Certs::load([]);
     }
-    let certs = Certs::load(config.cert_folders());
+    let dev = config.paths.state.join(DEV_FOLDER);
+    let certs = Certs::load(config.cert_folders()).with_dev(dev);
     if certs.pairs().is_empty() && config.acme.is_none() {
         let folder = config.paths.certs.display();
         tracing::warn!(%folder, "there is no certificate yet: every TLS handshake is refused");
@@ -202,6 +208,14 @@ fn add_services(
     server.add_service(background_service("hangups", hangups));
 }
 
+fn access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLog>>> {
+    let open = |path: &PathBuf| {
+        AccessLog::open(path.clone().into())
+            .with_context(|| format!("cannot write to {} (log.access)", path.display()))
+    };
+    config.access_log.as_ref().map(open).transpose()
+}
+
 fn guard(config: &Config) -> anyhow::Result<Guard> {
     let token = config.admin.token_file.as_deref().map(Token::read).transpose()?;
     Ok(match &config.listen.admin {
@@ -266,7 +280,8 @@ fn edge_service(
     options.h2c = true;
     options.h2_idle_timeout = Some(config.timeouts.client_idle);
     proxy.server_options = Some(options);
-    let listener = Listener::new(proxy, connections, config.timeouts.client_head);
+    proxy.h2_options = Some(http2_options(&config.http2));
+    let listener = Listener::new(proxy, connections, &config.limits, &config.timeouts);
     let listener = listener.with_entrances(entrances);
     let mut service = Service::new("edge".to_owned(), listener);
     for Entrance { address, .. } in config.listen.http.iter().chain(&config.listen.https) {

@@ -3,11 +3,13 @@
 //! The names are read from the certificates, never from the files' names. Knows no socket and no
 //! handshake: it is asked for a name, and told when to read the folders again.
 
+mod dev;
 mod mint;
 mod pair;
 mod shelf;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     fmt,
     path::{Path, PathBuf},
@@ -15,15 +17,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::sign::CertifiedKey;
 
 pub use {
-    mint::{MintError, Minted, mint_dev},
+    mint::{DEV_FOLDER, MintError, Minted, mint_dev},
     pair::{Pair, is_cert_file},
 };
 
 use crate::{metrics::METRICS, route::RouteError};
+use dev::Dev;
 use shelf::Shelf;
 
 /// A certificate that ends sooner is reported.
@@ -35,6 +38,9 @@ pub const CHALLENGES_MAX: usize = 1000;
 pub struct Certs {
     /// The first has priority: the operator's.
     folders: Vec<PathBuf>,
+    /// Where `dormouse cert dev` keeps its authority.
+    dev_folder: Option<PathBuf>,
+    dev: ArcSwapOption<Dev>,
     shelf: ArcSwap<Shelf>,
     challenges: ArcSwap<HashMap<Box<str>, Arc<CertifiedKey>>>,
     /// One reload, and one change of the challenges, at a time.
@@ -52,6 +58,8 @@ impl Certs {
     pub fn load(folders: impl IntoIterator<Item = PathBuf>) -> Self {
         let certs = Self {
             folders: folders.into_iter().collect(),
+            dev_folder: None,
+            dev: ArcSwapOption::empty(),
             shelf: ArcSwap::default(),
             challenges: ArcSwap::default(),
             turn: Mutex::default(),
@@ -60,10 +68,21 @@ impl Certs {
         certs
     }
 
+    /// Names under `localhost` get a certificate by the authority in this folder, where there is one.
+    #[must_use]
+    pub fn with_dev(mut self, folder: PathBuf) -> Self {
+        self.dev.store(Dev::read(&folder).map(Arc::new));
+        self.dev_folder = Some(folder);
+        self
+    }
+
     /// The certificate for a name as a ClientHello says it, or for an IP address where it says
     /// none. An exact name beats a wildcard.
     pub fn resolve(&self, name: &str) -> Option<Arc<CertifiedKey>> {
-        self.shelf.load().resolve(name)
+        let name = canonical(name);
+        let shelf = self.shelf.load();
+        let minted = || self.dev.load().as_ref()?.resolve(&name);
+        shelf.exact(&name).or_else(minted).or_else(|| shelf.wildcard(&name))
     }
 
     /// Reads the folders again. A file that is broken changes nothing: the pair that was read from
@@ -81,6 +100,9 @@ impl Certs {
         let after = Shelf::new(read, errors.clone());
         tell(&before, &after);
         self.shelf.store(Arc::new(after));
+        if let Some(folder) = &self.dev_folder {
+            self.dev.store(Dev::read(folder).map(Arc::new));
+        }
         self.count();
         errors
     }
@@ -144,6 +166,15 @@ impl Certs {
 impl fmt::Debug for Certs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Certs").field("folders", &self.folders).finish_non_exhaustive()
+    }
+}
+
+/// The one spelling of a name.
+fn canonical(name: &str) -> Cow<'_, str> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    match name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => name.to_ascii_lowercase().into(),
+        false => name.into(),
     }
 }
 

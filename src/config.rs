@@ -5,6 +5,7 @@
 pub(crate) mod acme;
 mod check;
 pub(crate) mod file;
+mod http;
 mod listen;
 
 use std::{
@@ -20,6 +21,7 @@ use ipnet::IpNet;
 pub use {
     acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
     file::{Limits, Shutdown, Timeouts},
+    http::{GetBody, Http2, Underscores},
     listen::{Tls, TlsVersion},
 };
 
@@ -45,10 +47,14 @@ pub struct Config {
     pub paths: Paths,
     /// The most of everything.
     pub limits: Limits,
+    /// What one HTTP/2 connection may cost.
+    pub http2: Http2,
     /// How long to wait for others.
     pub timeouts: Timeouts,
     /// How to end.
     pub shutdown: Shutdown,
+    /// The access log's file, or `-` for standard output.
+    pub access_log: Option<PathBuf>,
     /// Certificates that come by themselves; `None`: they do not.
     pub acme: Option<Acme>,
     /// What runs the instances, by name.

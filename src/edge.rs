@@ -10,11 +10,14 @@ mod connections;
 mod dial;
 mod early;
 mod forwarded;
+mod framing;
 #[doc(hidden)]
 pub mod fuzz;
 mod headers;
 mod hold;
+mod inlet;
 mod listen;
+mod pace;
 mod peer;
 mod proxy_protocol;
 mod respond;
@@ -22,12 +25,16 @@ mod target;
 mod tls;
 mod tunnel;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{StatusCode, header};
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -41,20 +48,23 @@ use tokio_util::task::TaskTracker;
 pub use arrive::Entrances;
 pub use connections::Connections;
 pub use early::Unseen;
-pub use listen::Listener;
+pub use listen::{Listener, http2_options};
 pub use tls::TlsError;
 
 use crate::{
     acme::Acme,
-    config::Timeouts,
-    fleet::{Fleet, Lease, Verdict},
+    config::{Limits, Timeouts},
+    fleet::{Fleet, Held, Lease, Verdict},
     metrics::METRICS,
+    record::{Access, AccessLog},
     route::RouteTable,
-    session::machine::Asker,
+    session::{Generation, machine::Asker},
 };
 use early::Early;
+use framing::{HeadLimits, Refusal};
 use headers::RequestId;
 use listen::Connection;
+use pace::{AveragePace, BodyRate};
 use peer::Manner;
 use respond::Answer;
 use target::Target;
@@ -71,16 +81,34 @@ pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
+    limits: HeadLimits,
+    body_rate: BodyRate,
     redirect_port: u16,
     tunnels: TaskTracker,
+    access_log: Option<Arc<AccessLog>>,
     acme: Option<Arc<Acme>>,
 }
 
 impl Edge {
     /// Serves the sessions of `table` from `fleet`.
-    pub fn new(table: Arc<ArcSwap<RouteTable>>, fleet: Arc<Fleet>, timeouts: Timeouts) -> Self {
-        let (redirect_port, tunnels) = (443, TaskTracker::new());
-        Self { table, fleet, timeouts, redirect_port, tunnels, acme: None }
+    pub fn new(
+        table: Arc<ArcSwap<RouteTable>>,
+        fleet: Arc<Fleet>,
+        timeouts: Timeouts,
+        limits: &Limits,
+    ) -> Self {
+        let body_rate = BodyRate::new(limits, &timeouts);
+        Self {
+            table,
+            fleet,
+            timeouts,
+            limits: HeadLimits::new(limits),
+            body_rate,
+            redirect_port: 443,
+            tunnels: TaskTracker::new(),
+            access_log: None,
+            acme: None,
+        }
     }
 
     /// Answers http-01 challenges, and lets requests cause orders where that is on.
@@ -97,14 +125,39 @@ impl Edge {
         self
     }
 
+    /// Each request is written to `log`.
+    #[must_use]
+    pub fn with_access_log(mut self, log: Option<Arc<AccessLog>>) -> Self {
+        self.access_log = log;
+        self
+    }
+
     /// What is answered before anybody wakes, and whom the request is for otherwise.
     fn before_wake(&self, downstream: &Downstream, ctx: &mut Ctx) -> Result<(), Answer> {
+        if let Some(answer) = ctx.answer {
+            return Err(answer);
+        }
         let target = ctx.target.insert(Target::of(downstream, &self.table)?);
         if let Some(acme) = &self.acme {
             acme.want(&target.host);
         }
         if target.route.recipe.client_tls.redirect && !client::is_https(downstream) {
             return Err(Answer::ToHttps(self.redirect_port));
+        }
+        Ok(())
+    }
+
+    /// What the request is refused for before it is looked at.
+    fn framed(&self, downstream: &mut Downstream, ctx: &Ctx) -> Result<(), Refusal> {
+        let Some(connection) = &ctx.connection else { return Ok(()) };
+        if connection.is_http2() {
+            self.limits.check_http2(downstream.req_header())?;
+        } else {
+            connection.heads.next()?;
+        }
+        if connection.is_http2() || connection.heads.has_underscores() {
+            let all = self.limits.drops_underscores();
+            headers::drop_underscored(downstream.req_header_mut(), all);
         }
         Ok(())
     }
@@ -131,6 +184,8 @@ impl Edge {
         // In `ctx` while it waits, so that whatever ends the request gives it back.
         let lease = ctx.lease.insert(lease);
         let endpoint = hold::ready(downstream, lease).await?;
+        ctx.generation = Some(endpoint.generation);
+        ctx.held = lease.held();
         ctx.connect_began = Some(Instant::now());
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
@@ -162,11 +217,15 @@ impl Edge {
 
 /// One request's state, from its head to its last byte.
 pub struct Ctx {
+    began: Instant,
     id: RequestId,
     target: Option<Arc<Target>>,
     manner: Manner,
     takeover: Option<Arc<Takeover>>,
     lease: Option<Lease>,
+    /// Of the last lease, which may be the tunnel's by now.
+    generation: Option<Generation>,
+    held: Option<Held>,
     /// What was leased at the handshake.
     early: Option<Early>,
     answer: Option<Answer>,
@@ -175,11 +234,47 @@ pub struct Ctx {
     connect_took: Duration,
     connect_failed: Option<Instant>,
     connection: Option<Arc<Connection>>,
+    /// Of an HTTP/2 request's body, as long as it may not come as slowly as it likes.
+    body: Option<AveragePace>,
 }
 
 impl Ctx {
+    /// Whether the rest of the request's body may come as slowly as it likes.
+    fn set_patient(&mut self, is_patient: bool) {
+        if let Some(connection) = &self.connection {
+            connection.heads.set_patient(is_patient);
+        }
+        self.body = (!is_patient).then(AveragePace::default);
+    }
+
+    /// What the access log says of the request, which has ended.
+    fn access<'a>(&'a self, downstream: &'a Downstream, status: u16) -> Access<'a> {
+        let request = downstream.req_header();
+        let agent = request.headers.get(http::header::USER_AGENT);
+        let millis = |took: Duration| took.as_secs_f64() * 1000.0;
+        Access {
+            at: unix_ms(),
+            id: self.id.as_str(),
+            client: client::address(downstream),
+            method: request.method.as_str(),
+            host: self.target.as_ref().map_or("", |target| &*target.host),
+            path: request.uri.path(),
+            route: self.target.as_ref().map_or("", |target| &*target.route.name),
+            generation: self.generation.map(|generation| generation.0),
+            status,
+            reason: self.answer.map(Answer::reason),
+            bytes: downstream.body_bytes_sent(),
+            took_ms: millis(self.began.elapsed()),
+            held_ms: self.held.map(|held| millis(held.hold)),
+            agent: agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default(),
+        }
+    }
+
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
     fn take_over(&mut self, tunnels: &TaskTracker) {
+        if let Some(connection) = self.connection.as_ref().filter(|_| self.manner.is_upgrade()) {
+            connection.heads.upgrade();
+        }
         let tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
         if tls {
             return;
@@ -215,11 +310,14 @@ impl ProxyHttp for Edge {
 
     fn new_ctx(&self) -> Ctx {
         Ctx {
+            began: Instant::now(),
             id: RequestId::none(),
             target: None,
             manner: Manner::default(),
             takeover: None,
             lease: None,
+            generation: None,
+            held: None,
             early: None,
             answer: None,
             connects: 0,
@@ -227,6 +325,7 @@ impl ProxyHttp for Edge {
             connect_took: Duration::ZERO,
             connect_failed: None,
             connection: None,
+            body: None,
         }
     }
 
@@ -234,11 +333,13 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _: &mut pingora::modules::http::HttpModules) {}
 
     async fn early_request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<()> {
+        ctx.began = Instant::now();
         if let Some(connection) = Connection::of(downstream.digest()) {
             connection.request_began();
             ctx.early = connection.take_early();
             ctx.connection = Some(Arc::clone(connection));
         }
+        ctx.answer = self.framed(downstream, ctx).err().map(Answer::Unframed);
         downstream.set_read_timeout(Some(self.timeouts.client_body));
         headers::drop_stray_upgrade(downstream.req_header_mut());
         // Bytes of a next request that come during a hold are kept for it. Pingora, once it keeps
@@ -246,6 +347,11 @@ impl ProxyHttp for Edge {
         // Test: a_client_that_sends_on_and_leaves_before_the_101_gives_its_lease_back.
         ctx.manner = Manner::of(downstream.req_header());
         downstream.set_pipelining_enabled(!ctx.manner.is_patient());
+        ctx.set_patient(ctx.manner.is_patient());
+        if downstream.is_http2() {
+            // Of what goes by HTTP/1, and of the connection, the inlet's stream knows more.
+            downstream.set_write_timeout(Some(self.timeouts.client_write));
+        }
         if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
         }
@@ -256,7 +362,8 @@ impl ProxyHttp for Edge {
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
         let path = downstream.req_header().uri.path();
         // Before there is a route: the ACME server's question wakes nobody.
-        if let Some(file) = self.acme.as_ref().and_then(|acme| acme.file(path)) {
+        let acme = self.acme.as_ref().filter(|_| ctx.answer.is_none());
+        if let Some(file) = acme.and_then(|acme| acme.file(path)) {
             respond::challenge(downstream, file, ctx.id.as_str()).await?;
             return Ok(true);
         }
@@ -272,6 +379,24 @@ impl ProxyHttp for Edge {
                 Ok(true)
             }
         }
+    }
+
+    /// The inlet paces what comes by HTTP/1, and sees nothing of the streams of HTTP/2.
+    async fn request_body_filter(
+        &self,
+        downstream: &mut Downstream,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let Some(pace) = ctx.body.as_mut().filter(|_| !end && downstream.is_http2()) else {
+            return Ok(());
+        };
+        if pace.is_too_slow(body.as_ref().map_or(0, Bytes::len), self.body_rate) {
+            ctx.answer = Some(Answer::BodyTimedOut);
+            return Err(Error::new_str("a body below limits.body_rate"));
+        }
+        Ok(())
     }
 
     async fn upstream_peer(
@@ -343,6 +468,9 @@ impl ProxyHttp for Edge {
         target.forwarding.say(downstream, upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
+        if let Some(codings) = framing::inner_codings(&downstream.req_header().headers) {
+            upstream.insert_header(header::TRANSFER_ENCODING, codings)?;
+        }
         for (name, value) in target.route.set_headers(&target.host) {
             upstream.insert_header(name, value)?;
         }
@@ -361,16 +489,20 @@ impl ProxyHttp for Edge {
         // From here on both sides may stream as slowly as they like.
         if headers::has_body(downstream.req_header(), answer) {
             downstream.set_read_timeout(None);
+            ctx.set_patient(true);
         }
         ctx.id.answer(answer)?;
         if let Some(target) = &ctx.target {
             headers::hsts(answer, downstream, target)?;
         }
-        if let Some(held) = ctx.lease.as_ref().and_then(Lease::held) {
+        if let Some(held) = ctx.held {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
             ctx.take_over(&self.tunnels);
+        } else if ctx.manner.is_upgrade() {
+            // What the client may have sent behind it is no request.
+            downstream.set_keepalive(None);
         }
         Ok(())
     }
@@ -381,10 +513,11 @@ impl ProxyHttp for Edge {
         downstream: &mut Downstream,
         _: &mut Option<Bytes>,
         end: bool,
-        _: &mut Ctx,
+        ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if end {
             downstream.set_read_timeout(Some(self.timeouts.client_body));
+            ctx.set_patient(false);
         }
         Ok(None)
     }
@@ -424,6 +557,9 @@ impl ProxyHttp for Edge {
         let host = ctx.target.as_ref().map_or("", |target| &*target.host);
         let (id, client) = (ctx.id.as_str(), client::address(downstream));
         tracing::debug!(id, session = host, ?client, status, "request");
+        if let Some(log) = &self.access_log {
+            log.write(&ctx.access(downstream, status));
+        }
     }
 
     /// We log what became of a request ourselves, in `fail_to_proxy`.
@@ -442,6 +578,11 @@ impl ProxyHttp for Edge {
     }
 }
 
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn is_tls(kind: &ErrorType) -> bool {
     matches!(
         kind,
@@ -451,7 +592,14 @@ fn is_tls(kind: &ErrorType) -> bool {
 
 /// What Pingora's error means for the client.
 fn answer_to(error: &Error, ctx: &Ctx) -> Answer {
+    let heads = ctx.connection.as_ref().map(|connection| &connection.heads);
     match (error.esource(), error.etype()) {
+        (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_bad()) => {
+            Answer::Unframed(Refusal::Chunk)
+        }
+        (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_slow()) => {
+            Answer::BodyTimedOut
+        }
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Answer::BodyTimedOut,
         (
             ErrorSource::Downstream,

@@ -40,6 +40,8 @@ pub mod schema;
 
 pub mod metrics;
 
+pub mod record;
+
 pub mod admin;
 
 pub mod cli;

@@ -26,6 +26,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Connections closed at once because `limits.connections` was reached.
     pub connections_refused: IntCounter,
+    /// Lines that the access log lost: it could not be written, or not as fast as they came.
+    pub access_log_dropped: IntCounter,
     /// Clients that came to an address with TLS or the PROXY protocol, by how that went.
     pub handshakes: IntCounterVec,
     /// Leases taken at a ClientHello, before there was a request.
@@ -104,6 +106,10 @@ impl Metrics {
             connections_refused: counter(
                 "connections_refused_total",
                 "Connections closed because limits.connections was reached.",
+            ),
+            access_log_dropped: counter(
+                "access_log_dropped_total",
+                "Lines that the access log lost.",
             ),
             handshakes: counters(
                 "handshakes_total",

@@ -78,7 +78,12 @@ const HOUSE: &[Rule] = &[
         &["pingora", "bollard", "procfs", "notify"],
         "admin asks the fleet and the routes; it knows no engine and no proxy",
     ),
-    rule("record", &["session"], SHELL, "record knows session and where it writes"),
+    rule(
+        "record",
+        &["session", "metrics"],
+        SHELL,
+        "record knows what happened and where it writes",
+    ),
     rule("metrics", &["session"], SHELL, "metrics knows session and prometheus"),
     rule("demo", &[], &["pingora", "bollard", "procfs"], "demo is a guest: it knows no room"),
     roof("app"),

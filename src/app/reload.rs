@@ -11,6 +11,7 @@ use crate::{
     config::Config,
     fleet::Fleet,
     metrics::METRICS,
+    record::AccessLog,
     route::{RouteError, RouteTable, load_dir},
 };
 
@@ -22,6 +23,7 @@ pub(super) struct Reloader {
     pub(super) certs: Arc<Certs>,
     /// What is wrong with the files as they were last read.
     pub(super) errors: Arc<ArcSwap<Vec<RouteError>>>,
+    access_log: Option<Arc<AccessLog>>,
     one_at_a_time: Mutex<()>,
 }
 
@@ -31,12 +33,22 @@ impl Reloader {
         table: &Arc<ArcSwap<RouteTable>>,
         fleet: &Arc<Fleet>,
         certs: &Arc<Certs>,
+        access_log: Option<Arc<AccessLog>>,
     ) -> Arc<Self> {
         count(&table.load(), &[]);
         let (errors, one_at_a_time) = (Arc::default(), Mutex::new(()));
         let (config, table) = (Arc::clone(config), Arc::clone(table));
         let (fleet, certs) = (Arc::clone(fleet), Arc::clone(certs));
-        Arc::new(Self { config, table, fleet, certs, errors, one_at_a_time })
+        Arc::new(Self { config, table, fleet, certs, errors, access_log, one_at_a_time })
+    }
+
+    /// SIGHUP: all files, and the access log, which may have been moved away.
+    pub(super) fn hangup(&self) {
+        if let Some(log) = &self.access_log {
+            log.reopen();
+        }
+        // What is wrong is logged where it is found.
+        let _ = self.reload();
     }
 
     /// Blocks for as long as the files take to read.

@@ -129,8 +129,7 @@ impl BackgroundService for Hangups {
             }
             tracing::info!("SIGHUP: reading routes and certificates again");
             let reloader = Arc::clone(&self.0);
-            // What is wrong is logged where it is found.
-            let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
+            let _ = tokio::task::spawn_blocking(move || reloader.hangup()).await;
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::{acme::Acme, edge::Connections, fleet::Fleet};
+use crate::{acme::Acme, edge::Connections, fleet::Fleet, record::AccessLog};
 
 /// Says how the server ends.
 pub(super) struct Signals {
@@ -19,6 +19,7 @@ pub(super) struct Signals {
     pub(super) acme: Option<Arc<Acme>>,
     /// Where a new process waits for the listening sockets; there while one does.
     pub(super) handover: PathBuf,
+    pub(super) access_log: Option<Arc<AccessLog>>,
     pub(super) phases: broadcast::Receiver<ExecutionPhase>,
     pub(super) tasks: TaskTracker,
 }
@@ -51,11 +52,15 @@ impl ShutdownSignalWatch for Signals {
         }
         tracing::info!("{name}: draining; instances stay up; SIGTERM or SIGINT now ends at once");
         let drained = drained(self.phases.resubscribe(), Arc::clone(&self.connections));
+        let access_log = self.access_log.clone();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = drained => tracing::info!("drained"),
                 () = next(&mut term) => tracing::warn!("not drained: SIGTERM again"),
                 () = next(&mut int) => tracing::warn!("not drained: SIGINT again"),
+            }
+            if let Some(log) = access_log {
+                log.flush();
             }
             // Pingora would sleep on until `shutdown.drain` is over.
             process::exit(0);

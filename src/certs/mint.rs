@@ -16,6 +16,8 @@ use rcgen::{
 
 use super::Pair;
 
+/// The authority's folder within the state folder.
+pub const DEV_FOLDER: &str = "dev-ca";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// What browsers take of an authority that somebody has added by hand.
 const LEAF_AGE: Duration = Duration::from_secs(397 * 24 * 60 * 60);
@@ -57,13 +59,13 @@ pub struct Minted {
 /// Sees to it that there is an authority in `state` and a certificate by it for `names` in `certs`.
 /// What is there already, is for these names, and does not end soon, stays.
 pub fn mint_dev(certs: &Path, state: &Path, names: &[String]) -> Result<Minted, MintError> {
-    let folder = state.join("dev-ca");
+    let folder = state.join(DEV_FOLDER);
     make_folder(certs, 0o755)?;
     make_folder(state, 0o755)?;
     make_folder(&folder, 0o700)?;
     let (authority, key_file) = (folder.join("ca.pem"), folder.join("ca.key"));
     let (key, new_authority) = authority_key(&authority, &key_file)?;
-    let params = authority_params(SystemTime::now());
+    let params = authority_params();
     if new_authority {
         let certificate = params.self_signed(&key)?;
         write(&key_file, &key.serialize_pem(), 0o600)?;
@@ -94,27 +96,27 @@ fn authority_key(certificate: &Path, key: &Path) -> Result<(KeyPair, bool), Mint
 }
 
 /// The same but for its dates each time, so that the certificate need not be read to sign by it.
-fn authority_params(now: SystemTime) -> CertificateParams {
+pub(super) fn authority_params() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "Dormouse local development authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    set_age(&mut params, now, AUTHORITY_AGE);
+    set_age(&mut params, AUTHORITY_AGE);
     params
 }
 
-fn leaf_params(names: &[String]) -> Result<CertificateParams, rcgen::Error> {
+pub(super) fn leaf_params(names: &[String]) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::CommonName, "Dormouse local development");
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    set_age(&mut params, SystemTime::now(), LEAF_AGE);
+    set_age(&mut params, LEAF_AGE);
     Ok(params)
 }
 
-fn set_age(params: &mut CertificateParams, now: SystemTime, age: Duration) {
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+fn set_age(params: &mut CertificateParams, age: Duration) {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + since.saturating_sub(SKEW);
     params.not_after = epoch + since + age.saturating_sub(SKEW);

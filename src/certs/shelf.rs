@@ -46,17 +46,15 @@ impl Shelf {
         }
     }
 
-    pub(super) fn resolve(&self, name: &str) -> Option<Arc<CertifiedKey>> {
-        let name = name.strip_suffix('.').unwrap_or(name);
-        let lower;
-        let name = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            lower = name.to_ascii_lowercase();
-            &lower
-        } else {
-            name
-        };
-        let wildcard = || self.wildcards.get(name.split_once('.')?.1);
-        Some(Arc::clone(&self.exact.get(name).or_else(wildcard)?.key))
+    /// The certificate with this very name.
+    pub(super) fn exact(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        self.exact.get(name).map(|pair| Arc::clone(&pair.key))
+    }
+
+    /// The certificate whose star stands for the first label of this name.
+    pub(super) fn wildcard(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        let (_, parent) = name.split_once('.')?;
+        self.wildcards.get(parent).map(|pair| Arc::clone(&pair.key))
     }
 
     pub(super) fn pairs(&self) -> &BTreeMap<PathBuf, Arc<Pair>> {

@@ -181,3 +181,20 @@ fn a_dev_certificate_is_minted_once_and_anew_for_other_names() {
     served.reload();
     assert!(served.resolve("ide.test").is_some());
 }
+
+#[test]
+fn each_name_under_localhost_gets_a_certificate_of_its_own_from_the_dev_authority() {
+    let (certs, state) = (folder(), folder());
+    let dev = state.path().join(DEV_FOLDER);
+    let served = Certs::load([certs.path().to_owned()]).with_dev(dev);
+    assert!(served.resolve("alice.localhost").is_none());
+    mint_dev(certs.path(), state.path(), &["*.localhost".to_owned()]).expect("minted");
+    served.reload();
+    let alice = served.resolve("alice.localhost").expect("minted");
+    assert!(Arc::ptr_eq(&alice, &served.resolve("ALICE.localhost").expect("remembered")));
+    let bob = served.resolve("bob.localhost").expect("minted");
+    assert!(alice.cert != bob.cert);
+    for other in ["localhost", "a.b.localhost", "alice.test", "alice.localhost.test"] {
+        assert!(served.resolve(other).is_none(), "{other}");
+    }
+}

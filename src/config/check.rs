@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Admin, AdminAddress, ClientAuth, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
-    Entrance, Limits, Listen, Networks, Paths, Timeouts, acme,
+    Entrance, Http2, Limits, Listen, Networks, Paths, Timeouts, acme,
     file::{ConfigFile, EngineTable, KindWord},
     listen::{ClientAuthWord, Entry, HttpEntry, HttpsEntry, ListenTable},
 };
@@ -21,6 +21,13 @@ use crate::route::{
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
 const OWNER: &str = "dormouse";
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// What Pingora reads at most of a head.
+const HEADERS_MAX: u32 = 256;
+const HEAD_MAX: u64 = 1024 * 1024;
+const HEAD_MIN: u64 = 1024;
+/// RFC 9113, 6.9.1 and 6.9.2.
+const WINDOW_MAX: u64 = i32::MAX as u64;
+const WINDOW_MIN: u64 = 65_535;
 const FORMS: &str = "expected unix:///path, tcp://HOST:PORT, https://HOST:PORT or \
                      ssh://[USER@]HOST[:PORT]";
 
@@ -34,12 +41,25 @@ pub(super) fn parse(
     let (shape, source) = Source::parse::<ConfigFile>(file, text)?;
     let base = file.parent().unwrap_or(Path::new("/")).to_owned();
     let mut check = Check { found: Findings::new(&source), base: &base, environment };
-    let ConfigFile { listen, tls, admin, paths, limits, timeouts, shutdown, acme, engines } = shape;
+    let ConfigFile {
+        listen,
+        tls,
+        admin,
+        paths,
+        limits,
+        http2,
+        timeouts,
+        shutdown,
+        log,
+        acme,
+        engines,
+    } = shape;
     let listen = check.listen(listen, admin.token_file.is_some());
     if tls.redirect_port == Some(0) {
         check.found.value(&["tls", "redirect_port"], "`redirect_port` starts at 1");
     }
     check.limits(&limits);
+    check.http2(&http2);
     check.timeouts(&timeouts);
     let engines = check.engines(engines.unwrap_or_else(default_engines));
     let acme = acme.map(|table| acme::check(table, &listen, check.base, &mut check.found));
@@ -49,10 +69,26 @@ pub(super) fn parse(
         certs: base.join(paths.certs),
         state: base.join(paths.state),
     };
+    let on_stdout = Path::new("-");
+    let access_log = log.access.map(|path| if path == on_stdout { path } else { base.join(path) });
     let Check { found, .. } = check;
     found.finish(())?;
     let file = Some(file.to_owned());
-    Ok(Config { file, base, listen, tls, admin, paths, limits, timeouts, shutdown, acme, engines })
+    Ok(Config {
+        file,
+        base,
+        listen,
+        tls,
+        admin,
+        paths,
+        limits,
+        http2,
+        timeouts,
+        shutdown,
+        access_log,
+        acme,
+        engines,
+    })
 }
 
 fn default_engines() -> BTreeMap<String, EngineTable> {
@@ -148,15 +184,52 @@ impl Check<'_> {
     }
 
     fn limits(&mut self, limits: &Limits) {
-        let Limits { held, starts, connections, sessions } = *limits;
         let all = [
-            ("held", held),
-            ("starts", starts),
-            ("connections", connections),
-            ("sessions", sessions),
+            ("held", limits.held),
+            ("starts", limits.starts),
+            ("connections", limits.connections),
+            ("sessions", limits.sessions),
+            ("headers", limits.headers),
         ];
         for (key, _) in all.iter().filter(|(_, limit)| *limit == 0) {
             self.found.value(&["limits", key], format!("`{key}` starts at 1"));
+        }
+        if HEADERS_MAX < limits.headers {
+            let wrong = format!("`headers` is at most {HEADERS_MAX}");
+            self.found.value(&["limits", "headers"], wrong);
+        }
+        if !(HEAD_MIN..=HEAD_MAX).contains(&limits.head) {
+            self.found.value(&["limits", "head"], "`head` is from 1 KiB to 1 MiB");
+        }
+        if limits.head < limits.uri {
+            let wrong = "`uri` is part of the head, and so at most `limits.head`";
+            self.found.value(&["limits", "uri"], wrong);
+        }
+    }
+
+    fn http2(&mut self, http2: &Http2) {
+        let counts = [
+            ("streams", http2.streams),
+            ("resets", http2.resets),
+            ("error_resets", http2.error_resets),
+        ];
+        for (key, _) in counts.iter().filter(|(_, limit)| *limit == 0) {
+            self.found.value(&["http2", key], format!("`{key}` starts at 1"));
+        }
+        let sizes = [
+            ("stream_window", http2.stream_window, WINDOW_MAX),
+            ("connection_window", http2.connection_window, WINDOW_MAX),
+            ("send_buffer", http2.send_buffer, u32::MAX.into()),
+            ("header_list", http2.header_list, HEAD_MAX),
+            ("header_table", http2.header_table, HEAD_MAX),
+        ];
+        for (key, _, max) in sizes.iter().filter(|(_, size, max)| max < size) {
+            self.found.value(&["http2", key], format!("`{key}` is at most {max} bytes"));
+        }
+        if http2.connection_window < WINDOW_MIN {
+            // RFC 9113, 6.9.2: it begins with this much and cannot be made smaller.
+            let wrong = format!("`connection_window` is at least {WINDOW_MIN} bytes");
+            self.found.value(&["http2", "connection_window"], wrong);
         }
     }
 
@@ -165,6 +238,8 @@ impl Check<'_> {
             ("handshake", timeouts.handshake),
             ("client_head", timeouts.client_head),
             ("client_body", timeouts.client_body),
+            ("client_body_grace", timeouts.client_body_grace),
+            ("client_write", timeouts.client_write),
             ("client_idle", timeouts.client_idle),
             ("connect", timeouts.connect),
             ("answer", timeouts.answer),

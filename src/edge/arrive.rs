@@ -126,10 +126,8 @@ impl Entrances {
             if !address.is_some_and(|address| self.trusted.contain(address)) {
                 return Err("untrusted_proxy");
             }
-            let said = proxy_protocol::read(&mut stream).await.map_err(|error| {
-                failed("no PROXY protocol header", address, &error);
-                "proxy_header"
-            })?;
+            let said = proxy_protocol::read(&mut stream).await;
+            let said = said.map_err(|error| failed("proxy_header", address, &error))?;
             address = said.or(address);
         }
         let peer = Peer::new(address, &self.trusted);
@@ -141,15 +139,17 @@ impl Entrances {
         let (stream, told, early) = shaken.map_err(|end| match end {
             tls::End::UnknownName => "unknown_name",
             tls::End::Challenge => "challenge",
-            tls::End::Failed(error) => {
-                failed("no TLS handshake", address, &error);
-                "failed"
-            }
+            tls::End::Failed(error) => failed("failed", address, &error),
         })?;
         Ok(Arrival { stream, told: Some(told), early: early.flatten(), peer })
     }
 }
 
-fn failed(what: &str, peer: Option<IpAddr>, error: &io::Error) {
-    tracing::debug!(?peer, %error, "{what}");
+/// The word of the metric. Who leaves without a word, as a health check does, has not failed.
+fn failed(what: &'static str, peer: Option<IpAddr>, error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return "left";
+    }
+    tracing::debug!(?peer, %error, what, "no client came of a connection");
+    what
 }

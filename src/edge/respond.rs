@@ -8,7 +8,7 @@ use pingora::{Result, http::ResponseHeader, proxy::Session as Downstream};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{headers, target::Target};
+use super::{framing, headers, target::Target};
 use crate::{
     fleet::{HoldEnd, Phase, Refusal},
     metrics::METRICS,
@@ -34,6 +34,8 @@ pub(super) enum Answer {
     ToHttps(u16),
     /// The request cannot be understood.
     BadRequest,
+    /// The request could be understood in more than one way, or is beyond a limit.
+    Unframed(framing::Refusal),
     /// The request's body came too slowly.
     BodyTimedOut,
     /// The session was not leased.
@@ -68,6 +70,7 @@ impl Answer {
             Self::ToHttps(_) => 308,
             Self::Misdirected => 421,
             Self::BadHost | Self::BadRequest => 400,
+            Self::Unframed(refusal) => refusal.status(),
             Self::NoSuchHost | Self::NoSuchChallenge | Self::Refused(Refusal::Retired) => 404,
             Self::WakeFailed(Failure::Retired, _) => 404,
             Self::BodyTimedOut => 408,
@@ -98,6 +101,7 @@ impl Answer {
             Self::BadHost | Self::BadRequest => "bad_request",
             Self::Misdirected => "misdirected",
             Self::ToHttps(_) => "to_https",
+            Self::Unframed(refusal) => refusal.reason(),
             Self::BodyTimedOut => "body_timeout",
             Self::Refused(Refusal::SessionFull) => "session_full",
             Self::Refused(Refusal::HeldFull) => "held_full",
@@ -144,6 +148,7 @@ impl Answer {
                 ("Misdirected request", "This connection is another host's. Open one of its own.")
             }
             Self::ToHttps(_) => ("Use HTTPS", "This host is served over HTTPS."),
+            Self::Unframed(refusal) => ("Bad request", refusal.says()),
             Self::BodyTimedOut => ("Request too slow", "The request's body came too slowly."),
             Self::Refused(Refusal::SessionFull | Refusal::HeldFull | Refusal::SessionsFull) => {
                 ("Too many requests are waiting", "Try again in a moment.")
@@ -198,7 +203,11 @@ pub(super) async fn send(
     }
     let page = wants_page(downstream);
     let head_only = downstream.req_header().method == Method::HEAD;
-    if !downstream.as_downstream_mut().is_body_empty() {
+    // What comes behind an upgrade that is not granted is no request, nor what is behind one that
+    // could not be framed.
+    let is_upgrade = downstream.req_header().headers.contains_key(header::UPGRADE);
+    let ends = is_upgrade || matches!(answer, Answer::Unframed(_));
+    if ends || !downstream.as_downstream_mut().is_body_empty() {
         downstream.set_keepalive(None);
     }
     let (body, kind) = if page {

@@ -27,7 +27,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{connections::Place, dial::Socket};
+use super::{connections::Place, dial::Socket, pace::Paced};
 use crate::fleet::Lease;
 
 /// How long one side may say nothing after the other has ended.
@@ -44,7 +44,7 @@ thread_local! {
 /// A client's connection and its place among `limits.connections`.
 #[derive(Debug)]
 pub(super) struct Client {
-    pub(super) stream: Stream,
+    pub(super) stream: Paced<Stream>,
     pub(super) place: Place,
 }
 

@@ -4,12 +4,17 @@
 //! that the test did not announce fails it.
 #![expect(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
+mod access_log;
 mod acme;
 mod admin;
+mod desync;
 mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 #[path = "../support/dockerd.rs"]
 mod dockerd;
+mod early;
+mod floods;
+mod framing;
 mod grpc;
 mod guest;
 mod h2;
@@ -20,6 +25,7 @@ mod limits;
 mod proxies;
 mod routes;
 mod signals;
+mod slow;
 mod sni;
 mod streams;
 mod support;

@@ -3,14 +3,15 @@
 use crate::{
     hold::{gated, open_gate},
     support::{Edge, Setup},
-    tls::{Authority, HTTPS, ask},
+    tls::{Authority, HTTPS, NAMES, ask, whoami},
+    wire::Wire,
 };
 
 const AT_SNI: &str = "[wake]\non = \"sni\"\n";
 
 fn edge(authority: &Authority, more: &str, config: &str) -> Edge {
     let setup = Setup::new().listen(HTTPS).config(config).route("demo", &gated(more));
-    authority.mint(&["*.test", "*.none"]).set_up(setup, "wild").start()
+    authority.mint(&["alice.test", "bob.test", "alice.none"]).set_up(setup, "all").start()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,14 +24,11 @@ async fn a_client_hello_alone_wakes_its_session_once_and_the_first_request_takes
     assert_eq!(edge.metric(&["dormouse_leases_at_sni_total "]), 1.0);
     open_gate(&edge, "alice.test");
     edge.wait_state("alice.test", "awake");
-    let request = "GET /whoami HTTP/1.1\r\nHost: alice.test";
-    let (mut wire, head) = ask(stream, request).await;
-    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-    wire.until("}").await;
+    let mut wire = Wire(stream);
+    assert!(whoami(&mut wire, "alice.test").await.starts_with("HTTP/1.1 200"));
     // The request was the lease's last use, though the connection is still open.
     edge.wait_until("it is given back", |edge| edge.session("alice.test")["leases"] == 0);
-    wire.send(format!("{request}\r\n\r\n").as_bytes()).await;
-    assert!(wire.head().await.starts_with("HTTP/1.1 200"));
+    assert!(whoami(&mut wire, "alice.test").await.starts_with("HTTP/1.1 200"));
     assert_eq!(edge.starts("alice.test"), 1);
 }
 
@@ -71,7 +69,7 @@ async fn a_trusted_proxys_handshake_wakes_nobody() {
     let authority = Authority::new();
     let setup = Setup::new().listen(HTTPS).listen("\ntrusted_proxies = [\"127.0.0.1\"]");
     let setup = setup.route("demo", &gated(AT_SNI));
-    let edge = authority.mint(&["*.test"]).set_up(setup, "wild").start();
+    let edge = authority.mint(NAMES).set_up(setup, "both").start();
     let stream = authority.client().connect(&edge, "alice.test").await.expect("a handshake");
     let (_, head) = ask(stream, "GET /whoami HTTP/1.1\r\nHost: nobody.example").await;
     assert!(head.starts_with("HTTP/1.1 404"), "{head}");

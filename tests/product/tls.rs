@@ -21,6 +21,8 @@ use crate::{
     wire::Wire,
 };
 
+/// Clients take no star right under a top level.
+pub(crate) const NAMES: &[&str] = &["alice.test", "bob.test"];
 pub(crate) const HTTPS: &str = "https = [\"@HTTPS@\"]";
 
 /// An authority that its own clients trust.
@@ -158,32 +160,41 @@ pub(crate) async fn ask(
     (wire, head)
 }
 
+/// Asks for a small JSON, which comes whole.
+pub(crate) async fn whoami(wire: &mut Wire<TlsStream<TcpStream>>, host: &str) -> String {
+    wire.send(format!("{}\r\n\r\n", get(host)).as_bytes()).await;
+    wire.until("}").await
+}
+
 fn get(host: &str) -> String {
     format!("GET /whoami HTTP/1.1\r\nHost: {host}")
 }
 
-/// An edge with a certificate for `*.test`.
+/// An edge with a certificate for [`NAMES`].
 fn edge(authority: &Authority, more: &str) -> Edge {
     let setup = Setup::new().listen(HTTPS).route("demo", &witnessed("", more));
-    authority.mint(&["*.test"]).set_up(setup, "wild").start()
+    authority.mint(NAMES).set_up(setup, "both").start()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exact_name_beats_a_wildcard_and_an_unknown_one_is_refused_in_the_handshake() {
     let authority = Authority::new();
-    let (wild, exact) = (authority.mint(&["*.test"]), authority.mint(&["alice.test"]));
-    let setup = Setup::new().listen(HTTPS).route("demo", &witnessed("", ""));
+    let (wild, exact) = (authority.mint(&["*.desk.test"]), authority.mint(&["alice.desk.test"]));
+    let route = witnessed("", "").replace("{session}.test", "{session}.desk.test");
+    let setup = Setup::new().listen(HTTPS).route("demo", &route);
     let setup = exact.set_up(wild.set_up(setup, "wild"), "exact");
     let mut edge = setup.start();
-    for (name, minted) in [("alice.test", &exact), ("bob.test", &wild), ("ALICE.test", &exact)] {
+    for (name, minted) in
+        [("alice.desk.test", &exact), ("bob.desk.test", &wild), ("ALICE.desk.test", &exact)]
+    {
         let stream = authority.client().connect(&edge, name).await.expect("a handshake");
         assert!(shown(&stream) == minted.der(), "{name}");
         let (_, head) = ask(stream, &get(name)).await;
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     }
-    for name in ["other.example", "a.b.test", "test"] {
+    for name in ["other.example", "a.b.desk.test", "desk.test"] {
         let error = authority.client().connect(&edge, name).await.expect_err("refused");
-        assert!(error.to_string().contains("UnrecognizedName"), "{name}: {error}");
+        assert!(error.to_string().contains("UnrecognisedName"), "{name}: {error}");
     }
     edge.wait_until("they are counted", |edge| {
         edge.metric(&["dormouse_handshakes_total", "unknown_name"]) == 3.0
@@ -264,7 +275,7 @@ async fn clients_speak_tls_1_2_and_1_3_or_1_3_alone() {
     drop(edge);
     let setup = Setup::new().listen(HTTPS).config("[tls]\nmin_version = \"1.3\"\n");
     let setup = setup.route("demo", &witnessed("", ""));
-    let edge = authority.mint(&["*.test"]).set_up(setup, "wild").start();
+    let edge = authority.mint(NAMES).set_up(setup, "both").start();
     let old = authority.client().version(&TLS12).connect(&edge, "alice.test").await;
     assert!(old.expect_err("refused").to_string().contains("ProtocolVersion"));
     authority.client().connect(&edge, "alice.test").await.expect("a handshake");
@@ -280,7 +291,7 @@ async fn a_client_shows_a_certificate_where_it_must_and_may_leave_it_out_where_i
         );
         let setup = Setup::new().listen(&listen).file("ca.pem", &theirs.pem());
         let setup = setup.route("demo", &witnessed("", ""));
-        let edge = authority.mint(&["*.test"]).set_up(setup, "wild").start();
+        let edge = authority.mint(NAMES).set_up(setup, "both").start();
         // With TLS 1.3 the client hears of it only when it reads.
         let served = async |tls: Tls| {
             let Ok(stream) = tls.connect(&edge, "alice.test").await else { return false };
@@ -297,7 +308,7 @@ async fn a_client_shows_a_certificate_where_it_must_and_may_leave_it_out_where_i
 async fn a_websocket_over_tls_wakes_its_session_and_holds_it() {
     let authority = Authority::new();
     let setup = Setup::new().listen(HTTPS).route("demo", &gated(""));
-    let mut edge = authority.mint(&["*.test"]).set_up(setup, "wild").start();
+    let mut edge = authority.mint(NAMES).set_up(setup, "both").start();
     let stream = authority.client().connect(&edge, "alice.test").await.expect("a handshake");
     let opening = tokio::spawn(tokio_tungstenite::client_async("ws://alice.test/ws", stream));
     wait_held(&mut edge, "alice.test", 1);
@@ -321,7 +332,7 @@ async fn a_websocket_over_tls_wakes_its_session_and_holds_it() {
 async fn a_client_that_leaves_during_its_hold_is_noticed_over_tls() {
     let authority = Authority::new();
     let setup = Setup::new().listen(HTTPS).route("demo", &gated(""));
-    let mut edge = authority.mint(&["*.test"]).set_up(setup, "wild").start();
+    let mut edge = authority.mint(NAMES).set_up(setup, "both").start();
     let mut wire = Wire(authority.client().connect(&edge, "alice.test").await.expect("TLS"));
     wire.send(format!("{}\r\n\r\n", get("alice.test")).as_bytes()).await;
     wait_held(&mut edge, "alice.test", 1);
@@ -401,16 +412,19 @@ async fn a_connection_for_one_route_is_not_used_for_another() {
     let authority = Authority::new();
     let other = witnessed("", "").replace("{session}.test", "{session}.other");
     let setup = Setup::new().listen(HTTPS).route("demo", &witnessed("", "")).route("other", &other);
-    let edge = authority.mint(&["*.test", "*.other"]).set_up(setup, "wild").start();
+    let edge = authority.mint(NAMES).set_up(setup, "both").start();
 
     let stream = authority.client().connect(&edge, "alice.test").await.expect("a handshake");
-    let (mut wire, head) = ask(stream, &get("alice.test")).await;
-    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-    wire.until("}").await;
-    // A session of the same route, and one of another.
-    for (host, status) in [("bob.test", "200"), ("bob.other", "421"), ("bob.none", "404")] {
-        wire.send(format!("{}\r\n\r\n", get(host)).as_bytes()).await;
-        let answer = wire.until("}").await;
+    let mut wire = Wire(stream);
+    // Sessions of the same route, one of another, one of none, and the first again.
+    for (host, status) in [
+        ("alice.test", "200"),
+        ("bob.test", "200"),
+        ("bob.other", "421"),
+        ("bob.none", "404"),
+        ("alice.test", "200"),
+    ] {
+        let answer = whoami(&mut wire, host).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{host}: {answer}");
     }
 
@@ -432,7 +446,7 @@ async fn a_handshake_that_does_not_end_is_cut() {
     let authority = Authority::new();
     let setup = Setup::new().listen(HTTPS).config("[timeouts]\nhandshake = \"300ms\"\n");
     let setup = setup.route("demo", &witnessed("", ""));
-    let mut edge = authority.mint(&["*.test"]).set_up(setup, "wild").start();
+    let mut edge = authority.mint(NAMES).set_up(setup, "both").start();
     // Nothing, the start of a ClientHello, and what is no TLS at all.
     for (bytes, result) in [
         (&b""[..], "timeout"),

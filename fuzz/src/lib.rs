@@ -10,12 +10,13 @@ use dormouse::{
 };
 
 /// All targets, by the names of their binaries and their corpora.
-pub const TARGETS: [(&str, fn(&[u8])); 5] = [
+pub const TARGETS: [(&str, fn(&[u8])); 6] = [
     ("hosts", hosts),
     ("route_file", route_file),
     ("config_file", config_file),
     ("proxy_header", proxy_header),
     ("forwarded", forwarded),
+    ("framing", framing),
 ];
 
 fn engines() -> Engines {
@@ -92,4 +93,9 @@ pub fn proxy_header(data: &[u8]) {
 /// Lines of `X-Forwarded-For`, `X-Forwarded-Proto` and `Forwarded`; the first byte says of which.
 pub fn forwarded(data: &[u8]) {
     fuzz::forwarded(data);
+}
+
+/// All that a client sends on a connection; the first byte says how it is cut into reads.
+pub fn framing(data: &[u8]) {
+    fuzz::framing(data);
 }

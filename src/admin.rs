@@ -5,6 +5,7 @@
 //! function that `app` gives.
 
 mod guard;
+mod links;
 mod listen;
 mod problem;
 mod sessions;
@@ -39,6 +40,7 @@ pub use {
 };
 
 use crate::{
+    access::Door,
     fleet::Fleet,
     metrics::METRICS,
     route::{Route, RouteError, RouteTable},
@@ -84,6 +86,8 @@ impl ReloadReport {
 pub struct Admin {
     /// The sessions.
     pub fleet: Arc<Fleet>,
+    /// Who may enter.
+    pub door: Arc<Door>,
     /// The routes that are live.
     pub table: Arc<ArcSwap<RouteTable>>,
     /// Puts the route files in force.
@@ -132,6 +136,9 @@ impl Admin {
             .route("/v1/sessions/{host}", get(sessions::one))
             .route("/v1/sessions/{host}/wake", post(sessions::wake))
             .route("/v1/sessions/{host}/sleep", post(sessions::sleep))
+            .route("/v1/sessions/{host}/links", post(links::make))
+            .route("/v1/links/{id}/revoke", post(links::revoke))
+            .route("/v1/links/keys/{id}/revoke", post(links::revoke_key))
             .route("/v1/routes", get(routes))
             .route("/v1/reload", post(reload))
             .fallback(no_such_path)
@@ -165,6 +172,7 @@ struct RouteView {
     host: String,
     engine: String,
     file: String,
+    access: String,
     policy: PolicyView,
 }
 
@@ -194,6 +202,7 @@ impl RouteView {
             host: route.host.as_str().to_owned(),
             engine: route.recipe.engine.to_string(),
             file: route.file.display().to_string(),
+            access: route.recipe.access.in_words(),
             policy: PolicyView {
                 sleep: sleep.collect(),
                 min_awake: format_duration(policy.min_awake).to_string(),
@@ -235,8 +244,8 @@ async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>,
 }
 
 async fn no_such_path() -> Problem {
-    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/routes and \
-                  /v1/reload";
+    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/links, /v1/routes \
+                  and /v1/reload";
     Problem::new(StatusCode::NOT_FOUND, "no_such_path", "No such path", detail)
 }
 

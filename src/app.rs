@@ -29,6 +29,7 @@ use pingora::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    access::{Door, check_files},
     admin::{Admin, Guard, Token},
     config::{AdminAddress, Config},
     edge::{Connections, Edge, Listener},
@@ -38,7 +39,7 @@ use crate::{
 };
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Fleeting, Hangups, Readiness};
+use services::{Administration, Doorkeeper, Fleeting, Hangups, Readiness};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -78,9 +79,19 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     if table.is_empty() {
         tracing::warn!(folder = %config.paths.routes.display(), "there is no route yet");
     }
+    let errors = check_files(&table);
+    if !errors.is_empty() {
+        return Err(Error::Routes(errors));
+    }
+    let door = Door::open(&config.links, &config.paths.state).map_err(anyhow::Error::from)?;
     let table = Arc::new(ArcSwap::from_pointee(table));
     let fleet = build_fleet(&config, &table)?;
-    let reloader = Reloader::new(Arc::clone(&config), Arc::clone(&table), Arc::clone(&fleet));
+    let reloader = Reloader::new(
+        Arc::clone(&config),
+        Arc::clone(&table),
+        Arc::clone(&fleet),
+        Arc::clone(&door),
+    );
     let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
 
     let mut server = server(&config, &handover, upgrade)?;
@@ -100,16 +111,18 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let watched = Arc::clone(&reloader);
     let _watch = watch::watch(&config.paths.routes, move || drop(watched.reload()))
         .with_context(|| format!("cannot watch {}", config.paths.routes.display()))?;
-    add_services(&mut server, &config, &table, fleet, connections, reloader, guard);
+    add_services(&mut server, &config, &table, fleet, door, connections, reloader, guard);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     Ok(())
 }
 
+#[expect(clippy::too_many_arguments, reason = "what was built, and where it goes")]
 fn add_services(
     server: &mut Server,
     config: &Config,
     table: &Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
+    door: Arc<Door>,
     connections: Arc<Connections>,
     reloader: Arc<Reloader>,
     guard: Guard,
@@ -119,8 +132,13 @@ fn add_services(
     fleeting.threads = Some(2);
     let adopted = server.add_service(fleeting);
 
-    let edge = edge_service(server, config, Arc::clone(table), Arc::clone(&fleet), connections);
-    server.add_service(edge).add_dependency(&adopted);
+    let edge = Edge::new(
+        Arc::clone(table),
+        Arc::clone(&fleet),
+        Arc::clone(&door),
+        config.timeouts.clone(),
+    );
+    server.add_service(edge_service(server, config, edge, connections)).add_dependency(&adopted);
     let readiness = Readiness { addresses: config.listen.http.clone(), ready: Arc::clone(&ready) };
     let readiness = background_service("readiness", readiness);
     server.add_service(readiness).add_dependency(&adopted);
@@ -128,7 +146,9 @@ fn add_services(
     let (table, errors) = (Arc::clone(table), Arc::clone(&reloader.errors));
     let hangups = Hangups(Arc::clone(&reloader));
     let reload: crate::admin::Reload = Arc::new(move || reloader.reload());
-    let admin = Admin { fleet, table, reload, errors, ready, guard };
+    let doorkeeper = Doorkeeper(Arc::clone(&door));
+    server.add_service(background_service("access", doorkeeper));
+    let admin = Admin { fleet, door, table, reload, errors, ready, guard };
     let address = config.listen.admin.clone();
     server.add_service(background_service("admin", Administration { admin, address }));
     server.add_service(background_service("hangups", hangups));
@@ -177,11 +197,9 @@ fn server(config: &Config, handover: &Path, upgrade: bool) -> anyhow::Result<Ser
 fn edge_service(
     server: &Server,
     config: &Config,
-    table: Arc<ArcSwap<RouteTable>>,
-    fleet: Arc<Fleet>,
+    edge: Edge,
     connections: Arc<Connections>,
 ) -> Service<Listener> {
-    let edge = Edge::new(table, fleet, config.timeouts.clone());
     let mut proxy = http_proxy(&server.configuration, edge);
     let mut options = HttpServerOptions::default();
     options.h2c = true;

@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod exit;
 mod explain;
+mod link;
 mod reload;
 mod run;
 mod sessions;
@@ -57,6 +58,7 @@ enum Command {
     Sessions(sessions::Sessions),
     Wake(sessions::Wake),
     Sleep(sessions::Sleep),
+    Link(link::Link),
     Reload(reload::Reload),
     Schema(PrintSchema),
     Completions(Completions),
@@ -111,6 +113,7 @@ fn run(command: Command) -> Outcome {
         Command::Sessions(sessions) => ask(sessions.run()),
         Command::Wake(wake) => ask(wake.run()),
         Command::Sleep(sleep) => ask(sleep.run()),
+        Command::Link(link) => ask(link.run()),
         Command::Reload(reload) => ask(reload.run()),
         Command::Schema(PrintSchema { kind: SchemaKind::Dormouse }) => {
             print(&SchemaFile::Dormouse.text())

@@ -39,6 +39,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// How to end.
     pub shutdown: Shutdown,
+    /// Signed links.
+    pub links: Links,
     /// What runs the instances, by name.
     pub engines: BTreeMap<String, EngineConfig>,
 }
@@ -77,6 +79,24 @@ pub struct Paths {
     pub certs: PathBuf,
     /// What Dormouse itself keeps.
     pub state: PathBuf,
+}
+
+/// `[links]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Links {
+    /// The files of the keys, by id.
+    pub keys: BTreeMap<String, PathBuf>,
+    /// The id of the one that signs; `None` where none is configured.
+    pub current: Option<String>,
+    /// The longest that a link may count.
+    pub expires_max: Duration,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        let expires_max = Duration::from_secs(30 * 24 * 60 * 60);
+        Self { keys: BTreeMap::new(), current: None, expires_max }
+    }
 }
 
 /// `[engines.NAME]`.

@@ -4,9 +4,11 @@
 //!
 //! It must not know engines.
 
+mod access;
 mod client;
 mod connections;
 mod dial;
+mod frames;
 mod headers;
 mod hold;
 mod listen;
@@ -35,18 +37,20 @@ pub use connections::Connections;
 pub use listen::Listener;
 
 use crate::{
+    access::Door,
     config::Timeouts,
     fleet::{Fleet, Lease, Verdict},
     metrics::METRICS,
     route::RouteTable,
     session::machine::Asker,
 };
+use access::Entered;
 use headers::RequestId;
 use listen::Connection;
 use peer::Manner;
 use respond::Answer;
 use target::Target;
-use tunnel::Takeover;
+use tunnel::{Ending, Takeover};
 
 /// How often one request may try to connect.
 const CONNECTS_MAX: u32 = 3;
@@ -58,14 +62,42 @@ const TOO_LATE: ErrorType = ErrorType::Custom("its life was over before it was c
 pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
+    door: Arc<Door>,
     timeouts: Timeouts,
     tunnels: TaskTracker,
 }
 
 impl Edge {
-    /// Serves the sessions of `table` from `fleet`.
-    pub fn new(table: Arc<ArcSwap<RouteTable>>, fleet: Arc<Fleet>, timeouts: Timeouts) -> Self {
-        Self { table, fleet, timeouts, tunnels: TaskTracker::new() }
+    /// Serves the sessions of `table` from `fleet` to whomever `door` lets in.
+    pub fn new(
+        table: Arc<ArcSwap<RouteTable>>,
+        fleet: Arc<Fleet>,
+        door: Arc<Door>,
+        timeouts: Timeouts,
+    ) -> Self {
+        Self { table, fleet, door, timeouts, tunnels: TaskTracker::new() }
+    }
+
+    /// Whom the request is for, if it may enter. `Err`: what it was answered.
+    async fn enter(
+        &self,
+        downstream: &mut Downstream,
+        ctx: &mut Ctx,
+    ) -> Result<std::result::Result<Arc<Target>, Answer>> {
+        let id = ctx.id.as_str();
+        let target = match Target::of(downstream, &self.table) {
+            Ok(target) => target,
+            Err(answer) => {
+                respond::send(downstream, answer, id).await?;
+                return Ok(Err(answer));
+            }
+        };
+        let is_upgrade = ctx.manner.is_upgrade();
+        let entered = access::enter(&self.door, downstream, &target, is_upgrade, id).await?;
+        Ok(entered.map(|entered| {
+            ctx.entered = entered;
+            target
+        }))
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
@@ -93,8 +125,12 @@ impl Edge {
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
         let (tls, takeover) = (route.tls(host), ctx.takeover.clone());
-        peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts)
-            .map_err(|_| Answer::Internal)
+        let peer = peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts);
+        let mut peer = peer.map_err(|_| Answer::Internal)?;
+        if let Some(grant) = ctx.entered.grant() {
+            peer::set_apart(&mut peer, grant.number());
+        }
+        Ok(peer)
     }
 
     /// A refused connection is a reason to ask the engine, not to give the instance up.
@@ -122,6 +158,7 @@ impl Edge {
 pub struct Ctx {
     id: RequestId,
     target: Option<Arc<Target>>,
+    entered: Entered,
     manner: Manner,
     takeover: Option<Arc<Takeover>>,
     lease: Option<Lease>,
@@ -135,7 +172,7 @@ pub struct Ctx {
 
 impl Ctx {
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
-    fn take_over(&mut self, tunnels: &TaskTracker) {
+    fn take_over(&mut self, tunnels: &TaskTracker, is_websocket: bool) {
         let tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
         if tls {
             return;
@@ -144,7 +181,9 @@ impl Ctx {
             return;
         };
         if let Some(lease) = self.lease.take() {
-            tunnels.spawn(takeover.begin(lease));
+            let grant = self.entered.grant().cloned();
+            let ending = grant.map(|grant| Ending::new(grant, is_websocket));
+            tunnels.spawn(takeover.begin(lease, ending));
             // A connection is upgraded once.
             let _ = connection.takeover.set(takeover);
         }
@@ -173,6 +212,7 @@ impl ProxyHttp for Edge {
         Ctx {
             id: RequestId::none(),
             target: None,
+            entered: Entered::default(),
             manner: Manner::default(),
             takeover: None,
             lease: None,
@@ -208,15 +248,16 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
-        match Target::of(downstream, &self.table) {
+        match self.enter(downstream, ctx).await? {
             Ok(target) => {
                 ctx.target = Some(target);
                 Ok(false)
             }
             Err(answer) => {
                 ctx.answer = Some(answer);
-                METRICS.refused.with_label_values(&[answer.reason()]).inc();
-                respond::send(downstream, answer, ctx.id.as_str()).await?;
+                if answer != Answer::Exchanged {
+                    METRICS.refused.with_label_values(&[answer.reason()]).inc();
+                }
                 Ok(true)
             }
         }
@@ -241,10 +282,11 @@ impl ProxyHttp for Edge {
         _: &mut Downstream,
         reused: bool,
         _: &HttpPeer,
-        _: std::os::unix::io::RawFd,
+        socket: std::os::unix::io::RawFd,
         _: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        ctx.entered.cut_when_over(socket, &self.tunnels);
         if reused {
             return Ok(());
         }
@@ -289,6 +331,7 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         let Some(target) = &ctx.target else { return Ok(()) };
         target.forwarding.say(upstream)?;
+        ctx.entered.tell(&target.route.recipe.access, upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
         for (name, value) in target.route.set_headers(&target.host) {
@@ -315,7 +358,8 @@ impl ProxyHttp for Edge {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-            ctx.take_over(&self.tunnels);
+            ctx.entered.select(answer)?;
+            ctx.take_over(&self.tunnels, headers::is_websocket(downstream.req_header()));
         }
         Ok(())
     }
@@ -340,7 +384,8 @@ impl ProxyHttp for Edge {
         error: &Error,
         ctx: &mut Ctx,
     ) -> FailToProxy {
-        let answer = ctx.answer.unwrap_or_else(|| answer_to(error, ctx));
+        let ended = || ctx.entered.is_over().then_some(Answer::AccessEnded);
+        let answer = ctx.answer.or_else(ended).unwrap_or_else(|| answer_to(error, ctx));
         ctx.answer = Some(answer);
         METRICS.refused.with_label_values(&[answer.reason()]).inc();
         let session = ctx.target.as_ref().map_or("", |target| &*target.host);

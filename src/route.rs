@@ -4,6 +4,7 @@
 //! to run that session. Nothing here wakes, dials or answers anybody, and nothing here knows how
 //! an engine does its work.
 
+pub mod access;
 mod check;
 pub(crate) mod file;
 mod host;
@@ -138,6 +139,11 @@ impl Route {
             };
             Some((header.spelled.clone(), value))
         })
+    }
+
+    /// A template of `[access]`, for `host`.
+    pub(crate) fn render(&self, host: &str, text: &str) -> String {
+        self.fill(text, &self.values(host), &[])
     }
 
     fn values<'h>(&self, host: &'h str) -> Vec<&'h str> {

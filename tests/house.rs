@@ -38,6 +38,12 @@ const HOUSE: &[Rule] = &[
     rule("config", &["session", "route"], ROUTE_NEVER, "config knows what route knows, and route"),
     rule("schema", &["config", "route"], ROUTE_NEVER, "schema knows the shapes of the files alone"),
     rule(
+        "access",
+        &["route", "config"],
+        &["pingora", "bollard", "procfs", "notify", "axum"],
+        "access knows what routes ask for: no proxy, no fleet, no engine",
+    ),
+    rule(
         "engine",
         &["session"],
         &["pingora", "notify", "axum"],
@@ -51,13 +57,13 @@ const HOUSE: &[Rule] = &[
     ),
     rule(
         "edge",
-        &["session", "config", "route", "fleet", "record", "metrics"],
+        &["session", "config", "route", "access", "fleet", "record", "metrics"],
         &["bollard", "procfs", "notify"],
         "edge never knows an engine: it borrows a session from the fleet",
     ),
     rule(
         "admin",
-        &["session", "route", "fleet", "metrics"],
+        &["session", "route", "access", "fleet", "metrics"],
         &["pingora", "bollard", "procfs", "notify"],
         "admin asks the fleet and the routes; it knows no engine and no proxy",
     ),
@@ -198,6 +204,8 @@ fn a_broken_rule_is_seen() {
         ("fleet/driver", "use crate::engine::{Engine, docker::Docker};"),
         ("fleet", "use crate::route::Route;"),
         ("edge/ctx", "fn f(e: &dyn crate::engine::Engine) {}"),
+        ("access/link", "use crate::fleet::Fleet;"),
+        ("access", "use pingora::proxy::Session;"),
         ("admin", "use pingora_proxy::Session;"),
         ("demo", "use crate::session::Depth;"),
         ("attic", ""),

@@ -11,7 +11,8 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use divan::Bencher;
 use dormouse::{
-    config::Timeouts,
+    access::Door,
+    config::{Links, Timeouts},
     edge::{Connections, Edge, Listener},
     session::Address,
 };
@@ -85,7 +86,8 @@ impl Bed {
             instant::wake(&fleet, "h1.desk.example.com", || plan(Duration::from_secs(3600))).await;
             fleet
         });
-        let proxy = http_proxy(&conf(), Edge::new(table, fleet, Timeouts::default()));
+        let door = Door::open(&Links::default(), self.folder.path()).expect("a door");
+        let proxy = http_proxy(&conf(), Edge::new(table, fleet, door, Timeouts::default()));
         let connections = Arc::new(Connections::new(10));
         Arc::new(Listener::new(proxy, connections, Duration::from_secs(10)))
     }

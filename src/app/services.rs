@@ -18,6 +18,7 @@ use tokio::{net::TcpStream, signal::unix::SignalKind, time::sleep};
 
 use super::{reload::Reloader, signals};
 use crate::{
+    access::Door,
     admin::{Admin, Listener},
     config::AdminAddress,
     fleet::Fleet,
@@ -67,6 +68,19 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
         _ => {}
     }
     address
+}
+
+/// Looks again at what access rests on.
+pub(super) struct Doorkeeper(pub(super) Arc<Door>);
+
+#[async_trait]
+impl BackgroundService for Doorkeeper {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        tokio::select! {
+            () = self.0.run() => {}
+            _ = shutdown.changed() => {}
+        }
+    }
 }
 
 /// Reads the routes again at SIGHUP.

@@ -8,17 +8,19 @@ use std::{
 
 use super::{
     Admin, AdminAddress, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, Limits,
-    Listen, Paths, Timeouts,
-    file::{ConfigFile, EngineTable, KindWord, ListenTable},
+    Links, Listen, Paths, Timeouts,
+    file::{ConfigFile, EngineTable, KindWord, LinksTable, ListenTable},
 };
 use crate::route::{
     RouteError, is_name,
-    source::{Findings, Source},
+    source::{Findings, Source, suggest},
 };
 
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
 const OWNER: &str = "dormouse";
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// It stands in every token.
+const KEY_ID_MAX: usize = 32;
 const FORMS: &str = "expected unix:///path, tcp://HOST:PORT, https://HOST:PORT or \
                      ssh://[USER@]HOST[:PORT]";
 
@@ -32,10 +34,11 @@ pub(super) fn parse(
     let (shape, source) = Source::parse::<ConfigFile>(file, text)?;
     let base = file.parent().unwrap_or(Path::new("/")).to_owned();
     let mut check = Check { found: Findings::new(&source), base: &base, environment };
-    let ConfigFile { listen, admin, paths, limits, timeouts, shutdown, engines } = shape;
+    let ConfigFile { listen, admin, paths, limits, timeouts, shutdown, links, engines } = shape;
     let listen = check.listen(listen, admin.token_file.is_some());
     check.limits(&limits);
     check.timeouts(&timeouts);
+    let links = check.links(links);
     let engines = check.engines(engines.unwrap_or_else(default_engines));
     let admin = Admin { token_file: admin.token_file.map(|path| base.join(path)) };
     let paths = Paths {
@@ -46,7 +49,7 @@ pub(super) fn parse(
     let Check { found, .. } = check;
     found.finish(())?;
     let file = Some(file.to_owned());
-    Ok(Config { file, base, listen, admin, paths, limits, timeouts, shutdown, engines })
+    Ok(Config { file, base, listen, admin, paths, limits, timeouts, shutdown, links, engines })
 }
 
 fn default_engines() -> BTreeMap<String, EngineTable> {
@@ -116,6 +119,36 @@ impl Check<'_> {
         for (key, _) in all.iter().filter(|(_, timeout)| timeout.is_zero()) {
             self.found.value(&["timeouts", key], format!("`{key}` must be more than nothing"));
         }
+    }
+
+    fn links(&mut self, table: LinksTable) -> Links {
+        let LinksTable { keys, current, expires_max } = table;
+        for id in keys.keys() {
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+            if id.is_empty() || KEY_ID_MAX < id.len() || !id.bytes().all(is_plain) {
+                self.found.key(&["links", "keys", id], format!("`{id}` is no id of a key")).hint =
+                    Some("expected letters, digits, `_` and `-`, at most 32".into());
+            }
+        }
+        let known: Vec<&str> = keys.keys().map(String::as_str).collect();
+        match &current {
+            Some(current) if !keys.contains_key(current) => {
+                let wrong = format!("no key is called `{current}`");
+                self.found.value(&["links", "current"], wrong).hint = Some(suggest(current, &known));
+            }
+            None if 1 < keys.len() => {
+                let wrong = "nothing says which of the keys signs";
+                self.found.value(&["links", "keys"], wrong).hint =
+                    Some(format!("set links.current to one of {}", known.join(", ")));
+            }
+            Some(_) | None => {}
+        }
+        if expires_max.0.as_secs() == 0 {
+            self.found.value(&["links", "expires_max"], "`expires_max` is at least a second");
+        }
+        let current = current.or_else(|| keys.keys().next().cloned());
+        let keys = keys.into_iter().map(|(id, file)| (id, self.base.join(file))).collect();
+        Links { keys, current, expires_max: expires_max.0 }
     }
 
     fn engines(&mut self, tables: BTreeMap<String, EngineTable>) -> BTreeMap<String, EngineConfig> {

@@ -33,6 +33,8 @@ pub(crate) struct ConfigFile {
     pub(crate) timeouts: Timeouts,
     /// How to end.
     pub(crate) shutdown: Shutdown,
+    /// Signed links (`[access] link` of a route).
+    pub(crate) links: LinksTable,
     /// What runs the instances, by the name that routes call it: `a-z`, `0-9` and `-`. Default:
     /// `local` of kind `process` and `docker` of kind `docker`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,6 +133,20 @@ pub struct Shutdown {
     pub drain: Duration,
 }
 
+/// `[links]`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LinksTable {
+    /// The keys, each a file of 32 bytes or more (`openssl rand -base64 32`), by its id. All of them
+    /// verify: to change a key, add one, make it `current`, and take the old one away once its links
+    /// have expired. Default: one that Dormouse makes itself, `links.key` in the state folder.
+    pub(crate) keys: BTreeMap<String, PathBuf>,
+    /// The id of the key that signs new links. Default: the only one.
+    pub(crate) current: Option<String>,
+    /// The longest that a link may count.
+    pub(crate) expires_max: DurationText,
+}
+
 /// `[engines.NAME]`. All but `kind` is for `kind = "docker"`.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -200,6 +216,13 @@ impl Default for ListenTable {
 impl Default for PathsTable {
     fn default() -> Self {
         Self { routes: "routes".into(), certs: "certs".into(), state: "state".into() }
+    }
+}
+
+impl Default for LinksTable {
+    fn default() -> Self {
+        let expires_max = DurationText(super::Links::default().expires_max);
+        Self { keys: BTreeMap::new(), current: None, expires_max }
     }
 }
 

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::{Result, http::ResponseHeader, proxy::Session as Downstream};
 use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{
+    access::{Flaw, Refusal as Closed},
     fleet::{HoldEnd, Phase, Refusal},
     session::Failure,
 };
@@ -28,6 +29,12 @@ pub(super) enum Answer {
     BadRequest,
     /// The request's body came too slowly.
     BodyTimedOut,
+    /// It may not enter.
+    Access(Closed),
+    /// What it came in by has ended.
+    AccessEnded,
+    /// Its link has become a cookie: it is to ask again.
+    Exchanged,
     /// The session was not leased.
     Refused(Refusal),
     /// The wake failed.
@@ -57,6 +64,11 @@ impl Answer {
     pub(super) fn status(self) -> u16 {
         match self {
             Self::ClientLeft => 0,
+            Self::Exchanged => 303,
+            Self::Access(Closed::Unknown { .. }) => 401,
+            Self::Access(Closed::Link(_) | Closed::NotAllowed | Closed::Origin) => 403,
+            Self::AccessEnded => 403,
+            Self::Access(Closed::Undecided) => 503,
             Self::BadHost | Self::BadRequest => 400,
             Self::NoSuchHost | Self::Refused(Refusal::Retired) => 404,
             Self::WakeFailed(Failure::Retired, _) => 404,
@@ -86,6 +98,17 @@ impl Answer {
             Self::NoSuchHost => "no_such_host",
             Self::BadHost | Self::BadRequest => "bad_request",
             Self::BodyTimedOut => "body_timeout",
+            Self::Access(Closed::Unknown { .. }) => "unauthorized",
+            Self::Access(Closed::Link(Flaw::Missing)) => "link_missing",
+            Self::Access(Closed::Link(Flaw::Wrong)) => "link_wrong",
+            Self::Access(Closed::Link(Flaw::Expired)) => "link_expired",
+            Self::Access(Closed::Link(Flaw::Revoked)) => "link_revoked",
+            Self::Access(Closed::Link(Flaw::Elsewhere)) => "link_elsewhere",
+            Self::Access(Closed::NotAllowed) => "not_allowed",
+            Self::Access(Closed::Origin) => "foreign_origin",
+            Self::Access(Closed::Undecided) => "access_undecided",
+            Self::AccessEnded => "access_ended",
+            Self::Exchanged => "link_exchanged",
             Self::Refused(Refusal::SessionFull) => "session_full",
             Self::Refused(Refusal::HeldFull) => "held_full",
             Self::Refused(Refusal::SessionsFull) => "sessions_full",
@@ -109,7 +132,7 @@ impl Answer {
             Self::Refused(Refusal::CoolingDown(after) | Refusal::StopFailing(after)) => {
                 Some(after.max(one))
             }
-            Self::Refused(_) | Self::WakeFailed(..) => {
+            Self::Refused(_) | Self::WakeFailed(..) | Self::Access(_) => {
                 matches!(self.status(), 503 | 504).then_some(one)
             }
             _ => None,
@@ -124,6 +147,9 @@ impl Answer {
             }
             Self::BadHost => ("Bad host", "The request must name exactly one valid host."),
             Self::BadRequest => ("Bad request", "The request cannot be understood."),
+            Self::Access(closed) => closed_sentences(closed),
+            Self::AccessEnded => ("Access has ended", "Ask for a new link, or log in again."),
+            Self::Exchanged => ("Found", ""),
             Self::BodyTimedOut => ("Request too slow", "The request's body came too slowly."),
             Self::Refused(Refusal::SessionFull | Refusal::HeldFull | Refusal::SessionsFull) => {
                 ("Too many requests are waiting", "Try again in a moment.")
@@ -164,8 +190,65 @@ impl Answer {
     }
 }
 
+fn closed_sentences(closed: Closed) -> (&'static str, &'static str) {
+    match closed {
+        Closed::Unknown { .. } => ("Who are you?", "This session is for those who are known to it."),
+        Closed::Link(Flaw::Missing) => {
+            ("A link is needed", "This session opens with a link. Ask whoever runs it for one.")
+        }
+        Closed::Link(Flaw::Wrong) => {
+            ("The link is damaged", "Copy it as a whole, or ask for a new one.")
+        }
+        Closed::Link(Flaw::Expired) => ("The link has expired", "Ask for a new one."),
+        Closed::Link(Flaw::Revoked) => ("The link was taken back", "Ask for a new one."),
+        Closed::Link(Flaw::Elsewhere) => {
+            ("The link is not for you here", "It is for another session, or another network.")
+        }
+        Closed::NotAllowed => ("Not allowed", "You may not enter this session."),
+        Closed::Origin => ("Not from this page", "A page of another site asked for this."),
+        Closed::Undecided => {
+            ("Nobody can be let in just now", "What decides that does not answer. Try again.")
+        }
+    }
+}
+
 /// Sends the answer. The connection is kept only where the request had no body left to read.
 pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) -> Result<()> {
+    send_with(downstream, answer, id, Vec::new()).await
+}
+
+/// Sends the client elsewhere.
+pub(super) async fn redirect(
+    downstream: &mut Downstream,
+    status: StatusCode,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    id: &str,
+) -> Result<()> {
+    let is_empty = downstream.as_downstream_mut().is_body_empty();
+    if !is_empty {
+        downstream.set_keepalive(None);
+    }
+    let mut header = ResponseHeader::build(status, Some(headers.len() + 3))?;
+    header.insert_header(header::CONTENT_LENGTH, 0)?;
+    header.insert_header(header::CACHE_CONTROL, "no-store")?;
+    header.insert_header("x-request-id", id)?;
+    for (name, value) in headers {
+        header.append_header(name, value)?;
+    }
+    downstream.write_response_header(Box::new(header), true).await?;
+    if !is_empty {
+        linger(downstream).await;
+    }
+    Ok(())
+}
+
+/// Sends the answer with more headers.
+pub(super) async fn send_with(
+    downstream: &mut Downstream,
+    answer: Answer,
+    id: &str,
+    more: Vec<(HeaderName, HeaderValue)>,
+) -> Result<()> {
     let status = answer.status();
     if status == 0 {
         downstream.set_keepalive(None);
@@ -188,6 +271,9 @@ pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) 
     header.insert_header("x-request-id", id)?;
     if let Some(after) = answer.retry_after() {
         header.insert_header(header::RETRY_AFTER, after.as_secs_f64().ceil().to_string())?;
+    }
+    for (name, value) in more {
+        header.append_header(name, value)?;
     }
     downstream.write_response_header(Box::new(header), head_only).await?;
     if !head_only {

@@ -1,6 +1,8 @@
 //! From what is written to what it means: a route file becomes a [`Route`], or a list of what is
 //! wrong with it. Looks at nothing but the file and the engines' kinds.
 
+mod access;
+
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -64,7 +66,7 @@ pub(super) fn parse(
 ) -> Result<(Route, Position), Vec<RouteError>> {
     let (shape, source) = Source::parse::<RouteFile>(file, text)?;
     let mut found = Findings::new(&source);
-    let RouteFile { host, engine, instance, ready, wake, idle, upstream } = shape;
+    let RouteFile { host, engine, instance, ready, wake, idle, upstream, access } = shape;
     let host = match HostPattern::parse(&host) {
         Ok(host) => host,
         Err(wrong) => {
@@ -85,10 +87,12 @@ pub(super) fn parse(
     let policy = check.policy(wake, idle, &spec.docker);
     let protocol = upstream.protocol;
     let (tls, set_headers) = check.upstream(upstream);
+    let access = check.access(access, file.parent().unwrap_or(Path::new("")));
     let Check { found, .. } = check;
     found.finish(())?;
     let engine = engine.into();
-    let recipe = Arc::new(Recipe { engine, policy, protocol, tls, set_headers, probe, spec });
+    let recipe = Recipe { engine, policy, protocol, tls, access, set_headers, probe, spec };
+    let recipe = Arc::new(recipe);
     let route = Route { name: name.into(), file: file.to_owned(), host, recipe };
     Ok((route, source.position(&["host"])))
 }

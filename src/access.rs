@@ -6,9 +6,9 @@
 
 mod basic;
 mod carried;
+mod fetch;
 mod files;
 mod forward;
-mod fetch;
 mod grant;
 mod jwt;
 mod keys;
@@ -30,7 +30,7 @@ pub use files::{check_files, check_keys};
 pub use grant::Grant;
 pub use keys::Keys;
 pub use link::{Link, LinkError, NewLink};
-pub use revoked::{Revoked, RevokeError};
+pub use revoked::{RevokeError, Revoked};
 pub use token::Flaw;
 
 use crate::{
@@ -109,6 +109,8 @@ pub struct Entry {
     pub access: Option<HeaderValue>,
     /// What the service that decides wants the instance to know.
     pub headers: Vec<(Spelled, HeaderValue)>,
+    /// Whether its password was asked for here: it is not the instance's to see.
+    pub hides_password: bool,
     /// What its access rests on, where that can end.
     pub grant: Option<Arc<Grant>>,
 }
@@ -180,7 +182,8 @@ impl Door {
     /// Forgets what belongs to no route any more.
     pub fn keep(&self, table: &RouteTable) {
         let all = || table.iter().map(|route| &route.recipe.access);
-        self.users.retain(|file| all().any(|a| a.basic.as_ref().is_some_and(|b| *b.users == *file)));
+        self.users
+            .retain(|file| all().any(|a| a.basic.as_ref().is_some_and(|b| *b.users == *file)));
         self.key_sets.retain(|set| all().any(|a| a.jwt.as_ref().is_some_and(|j| j.jwks == *set)));
         self.services.retain(|service| all().any(|a| a.forward.as_ref() == Some(service)));
     }
@@ -326,7 +329,11 @@ impl Door {
             return Decision::Exchange { cookie, location };
         }
         let names: Vec<_> = met.iter().map(|(policy, _)| policy.as_str()).collect();
-        let mut entry = Entry { access: HeaderValue::try_from(names.join(", ")).ok(), ..Entry::default() };
+        let mut entry = Entry {
+            access: HeaderValue::try_from(names.join(", ")).ok(),
+            hides_password: met.iter().any(|(policy, _)| *policy == Policy::Basic),
+            ..Entry::default()
+        };
         let (mut expires, mut link): (Option<u64>, _) = (None, None);
         for (_, met) in met {
             entry.user = entry.user.or_else(|| user_value(&met.user?));

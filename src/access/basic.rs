@@ -178,7 +178,9 @@ impl Hash {
 
     fn is_of(&self, password: &[u8]) -> bool {
         match self {
-            Self::Argon2(hash) => Argon2::default().verify_password(password, hash.as_str()).is_ok(),
+            Self::Argon2(hash) => {
+                Argon2::default().verify_password(password, hash.as_str()).is_ok()
+            }
             Self::Bcrypt(hash) => bcrypt::verify(password, hash).unwrap_or(false),
         }
     }
@@ -212,9 +214,8 @@ fn stamp(file: &Path) -> Stamp {
 
 /// Every user, or everything that is wrong with the file. No hash is ever shown.
 pub(super) fn read(file: &Path) -> Result<HashMap<String, Hash>, Vec<RouteError>> {
-    let unreadable = |error: std::io::Error| {
-        vec![RouteError::of_file(file, format!("cannot be read: {error}"))]
-    };
+    let unreadable =
+        |error: std::io::Error| vec![RouteError::of_file(file, format!("cannot be read: {error}"))];
     let mut text = String::new();
     let opened = File::open(file).map_err(unreadable)?;
     opened.take(FILE_MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
@@ -235,7 +236,8 @@ pub(super) fn read(file: &Path) -> Result<HashMap<String, Hash>, Vec<RouteError>
         match Hash::parse(hash) {
             _ if name.is_empty() => errors.push(wrong(1, "no name", "expected `USER:HASH`")),
             None => {
-                let hint = "expected argon2 (`$argon2id$…`) or bcrypt (`$2y$…`): `htpasswd -B` writes it";
+                let hint =
+                    "expected argon2 (`$argon2id$…`) or bcrypt (`$2y$…`): `htpasswd -B` writes it";
                 errors.push(wrong(name.chars().count() + 2, "not a hash that is known here", hint));
             }
             Some(_) if users.contains_key(name) => {

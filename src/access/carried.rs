@@ -210,7 +210,8 @@ mod tests {
 
     #[test]
     fn the_cookie_goes_and_the_others_stay() {
-        let one = left("/", &[("cookie", "a=1; __Host-dormouse=t;b=2"), ("cookie", "dormouse=t; c=é")]);
+        let one =
+            left("/", &[("cookie", "a=1; __Host-dormouse=t;b=2"), ("cookie", "dormouse=t; c=é")]);
         assert_eq!(one.cookie.expect("left").as_bytes(), "a=1; b=2; c=é".as_bytes());
         assert_eq!(left("/", &[("cookie", "__Host-dormouse=t")]).cookie.expect("left"), "");
     }
@@ -238,7 +239,10 @@ mod tests {
     #[test]
     fn a_protocol_that_is_a_token_is_not_offered_to_the_instance() {
         let both = left("/", &[("sec-websocket-protocol", "binary, dormouse.token.dm1l.x")]);
-        assert_eq!((both.protocols.expect("left"), both.selects), ("binary".try_into().expect("one"), None));
+        assert_eq!(
+            (both.protocols.expect("left"), both.selects),
+            ("binary".try_into().expect("one"), None)
+        );
         let alone = left("/", &[("sec-websocket-protocol", "dormouse.token.dm1l.x")]);
         assert_eq!(alone.protocols.expect("left"), "");
         assert_eq!(alone.selects.expect("one"), "dormouse.token.dm1l.x");

@@ -146,7 +146,9 @@ pub(super) async fn ask(
             }
         };
         let says = |(name, expected): (&String, &String)| {
-            claims.get(name).is_some_and(|claim| is_said(claim, &route.render(request.host, expected)))
+            claims
+                .get(name)
+                .is_some_and(|claim| is_said(claim, &route.render(request.host, expected)))
         };
         if !jwt.claims.iter().all(says) {
             refusal = Refusal::NotAllowed;
@@ -229,7 +231,8 @@ pub(super) fn read(file: &Path) -> Result<JwkSet, RouteError> {
 
 /// Keys of kinds that we do not know are passed over, as RFC 7517 has it.
 fn parse(bytes: &[u8]) -> Result<JwkSet, String> {
-    let value: Value = serde_json::from_slice(bytes).map_err(|error| format!("no JSON: {error}"))?;
+    let value: Value =
+        serde_json::from_slice(bytes).map_err(|error| format!("no JSON: {error}"))?;
     let keys = value.get("keys").and_then(Value::as_array).ok_or("no key set: it has no `keys`")?;
     if KEYS_MAX < keys.len() {
         return Err(format!("more than {KEYS_MAX} keys"));
@@ -241,3 +244,6 @@ fn parse(bytes: &[u8]) -> Result<JwkSet, String> {
     }
     Ok(JwkSet { keys })
 }
+
+#[cfg(test)]
+mod tests;

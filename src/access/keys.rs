@@ -37,7 +37,8 @@ impl Keys {
             return Ok(Self { current: current.clone(), keys: read_all(links)? });
         }
         let file = state.join(OWN_FILE);
-        make(&file).map_err(|error| RouteError::of_file(&file, format!("cannot be made: {error}")))?;
+        make(&file)
+            .map_err(|error| RouteError::of_file(&file, format!("cannot be made: {error}")))?;
         let keys = BTreeMap::from([(OWN.to_owned(), read(&file)?)]);
         Ok(Self { current: OWN.into(), keys })
     }
@@ -53,7 +54,10 @@ impl Keys {
     }
 
     #[cfg(test)]
-    pub(super) fn of<'k>(current: &str, keys: impl IntoIterator<Item = (&'k str, &'k [u8])>) -> Self {
+    pub(super) fn of<'k>(
+        current: &str,
+        keys: impl IntoIterator<Item = (&'k str, &'k [u8])>,
+    ) -> Self {
         let key = |bytes| hmac::Key::new(hmac::HMAC_SHA256, bytes);
         let keys = keys.into_iter().map(|(id, bytes)| (id.to_owned(), key(bytes))).collect();
         Self { current: current.into(), keys }
@@ -85,7 +89,10 @@ fn read(file: &Path) -> Result<hmac::Key, RouteError> {
     }
     let key = bytes.trim_ascii();
     if key.len() < LENGTH_MIN {
-        return Err(wrong(format!("a key of {} bytes: at least {LENGTH_MIN} are needed", key.len())));
+        return Err(wrong(format!(
+            "a key of {} bytes: at least {LENGTH_MIN} are needed",
+            key.len()
+        )));
     }
     Ok(hmac::Key::new(hmac::HMAC_SHA256, key))
 }

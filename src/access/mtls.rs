@@ -1,9 +1,7 @@
 //! `mtls`: the client's certificate. That it is valid, and from an authority that we know, is the
 //! listener's word; here it is only asked whose it is.
 
-use x509_parser::{
-    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _,
-};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 use super::{Met, Outcome, Refusal, Request};
 use crate::route::Route;
@@ -16,7 +14,11 @@ pub(super) fn ask(route: &Route, request: &Request<'_>) -> Outcome {
 }
 
 /// Whether this certificate may enter, and the name in it, if there is one.
-pub(super) fn admits(route: &Route, host: &str, certificate: Option<&[u8]>) -> Option<Option<String>> {
+pub(super) fn admits(
+    route: &Route,
+    host: &str,
+    certificate: Option<&[u8]>,
+) -> Option<Option<String>> {
     let mtls = route.recipe.access.mtls.as_ref()?;
     let (_, certificate) = X509Certificate::from_der(certificate?).ok()?;
     let subject = certificate.subject().to_string();
@@ -109,10 +111,19 @@ mod tests {
 
     #[test]
     fn a_star_is_anything_and_nothing_else_is() {
-        for (pattern, name) in [("*", ""), ("*", "x"), ("a*c", "ac"), ("a*c", "abc"), ("a*b*c", "a1b2b3c"), ("a", "a")] {
+        for (pattern, name) in
+            [("*", ""), ("*", "x"), ("a*c", "ac"), ("a*c", "abc"), ("a*b*c", "a1b2b3c"), ("a", "a")]
+        {
             assert!(is_like(pattern, name), "{pattern} {name}");
         }
-        for (pattern, name) in [("a", "ab"), ("a*c", "a"), ("a*c", "abcd"), ("aa*aa", "aaa"), ("", "x"), ("a*b*c", "acb")] {
+        for (pattern, name) in [
+            ("a", "ab"),
+            ("a*c", "a"),
+            ("a*c", "abcd"),
+            ("aa*aa", "aaa"),
+            ("", "x"),
+            ("a*b*c", "acb"),
+        ] {
             assert!(!is_like(pattern, name), "{pattern} {name}");
         }
     }

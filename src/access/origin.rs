@@ -32,7 +32,9 @@ pub(super) fn admits(access: &Access, request: &Request<'_>) -> bool {
         Origin::Listed(listed) => listed.iter().any(|one| one.eq_ignore_ascii_case(given)),
         Origin::Same | Origin::Any => false,
     };
-    is_same(given, request.host) || is_listed || (!request.is_upgrade && is_own_form(given, request))
+    is_same(given, request.host)
+        || is_listed
+        || (!request.is_upgrade && is_own_form(given, request))
 }
 
 /// A page that wants no referrer sends its own forms without an origin. The browser still says
@@ -87,14 +89,15 @@ mod tests {
     fn a_foreign_page_changes_nothing_where_somebody_has_entered() {
         let open = Access::open();
         let closed = Access { require: vec![vec![Policy::Link]], ..Access::open() };
-        let admitted = |access: &Access, method: Method, origin: &str, site: Option<&'static str>| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::ORIGIN, HeaderValue::from_str(origin).expect("a value"));
-            if let Some(site) = site {
-                headers.insert("sec-fetch-site", HeaderValue::from_static(site));
-            }
-            admits(access, &request(&method, &headers, false))
-        };
+        let admitted =
+            |access: &Access, method: Method, origin: &str, site: Option<&'static str>| {
+                let mut headers = HeaderMap::new();
+                headers.insert(header::ORIGIN, HeaderValue::from_str(origin).expect("a value"));
+                if let Some(site) = site {
+                    headers.insert("sec-fetch-site", HeaderValue::from_static(site));
+                }
+                admits(access, &request(&method, &headers, false))
+            };
         let bob = "https://bob.example.com";
         assert!(!admitted(&closed, Method::POST, bob, Some("same-site")));
         assert!(!admitted(&closed, Method::DELETE, bob, None));
@@ -140,7 +143,11 @@ mod tests {
         let listed = Origin::Listed(vec!["https://app.example.com".into()]);
         assert!(admitted(&listed, &["https://app.example.com"]));
         assert!(admitted(&listed, &["https://alice.example.com"]));
-        for bad in ["http://app.example.com", "https://app.example.com:444", "https://app.example.com.evil.test"] {
+        for bad in [
+            "http://app.example.com",
+            "https://app.example.com:444",
+            "https://app.example.com.evil.test",
+        ] {
             assert!(!admitted(&listed, &[bad]), "{bad}");
         }
     }

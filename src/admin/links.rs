@@ -59,17 +59,25 @@ pub(super) async fn make(
     let route = table.lookup(&host).ok_or_else(|| Problem::no_route(&host))?;
     let access = &route.recipe.access;
     if !access.asks(Policy::Link) {
-        let detail = format!("the route `{}` takes no links: add link = true to its [access]", route.name);
+        let detail =
+            format!("the route `{}` takes no links: add link = true to its [access]", route.name);
         return Err(Problem::new(StatusCode::CONFLICT, "no_links", "No links", detail));
     }
     let expires_in = parse_duration(&expires);
-    let expires_in = expires_in.map_err(|_| Problem::bad_request(format!("`{expires}` is no duration")))?;
+    let expires_in =
+        expires_in.map_err(|_| Problem::bad_request(format!("`{expires}` is no duration")))?;
     let scheme = if access.insecure_cookie { "http" } else { "https" };
     let url = url.unwrap_or_else(|| format!("{scheme}://{host}/"));
     let base = base(&url, &host)?;
     let new = NewLink { host: host.clone(), expires_in: whole(expires_in), user, address, key };
     let link = shared.admin.door.link(new).map_err(Problem::of_link)?;
-    tracing::info!(link = link.id, key = link.key, session = host, expires = link.expires, "a link was made");
+    tracing::info!(
+        link = link.id,
+        key = link.key,
+        session = host,
+        expires = link.expires,
+        "a link was made"
+    );
     let url = format!("{base}dormouse={}", link.token);
     let answer = LinkAnswer {
         id: link.id,
@@ -93,7 +101,9 @@ pub(super) async fn revoke(
 ) -> Result<Json<Revoked>, Problem> {
     let is_id = |byte: u8| byte.is_ascii_alphanumeric();
     if id.is_empty() || ID_MAX < id.len() || !id.bytes().all(is_id) {
-        return Err(Problem::bad_request("not the id of a link: `dormouse link` says it".to_owned()));
+        return Err(Problem::bad_request(
+            "not the id of a link: `dormouse link` says it".to_owned(),
+        ));
     }
     shared.admin.door.revoke_link(&id).map_err(Problem::of_revoke)?;
     tracing::info!(link = id, "a link was revoked");
@@ -117,8 +127,12 @@ impl Problem {
     fn of_link(error: LinkError) -> Self {
         let detail = error.to_string();
         match error {
-            LinkError::NoKey(_) => Self::new(StatusCode::NOT_FOUND, "no_such_key", "No such key", detail),
-            LinkError::RevokedKey(_) => Self::new(StatusCode::CONFLICT, "revoked_key", "Revoked", detail),
+            LinkError::NoKey(_) => {
+                Self::new(StatusCode::NOT_FOUND, "no_such_key", "No such key", detail)
+            }
+            LinkError::RevokedKey(_) => {
+                Self::new(StatusCode::CONFLICT, "revoked_key", "Revoked", detail)
+            }
             LinkError::Expiry(_) | LinkError::User => Self::bad_request(detail),
             LinkError::Random => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", detail)

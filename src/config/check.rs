@@ -134,7 +134,8 @@ impl Check<'_> {
         match &current {
             Some(current) if !keys.contains_key(current) => {
                 let wrong = format!("no key is called `{current}`");
-                self.found.value(&["links", "current"], wrong).hint = Some(suggest(current, &known));
+                self.found.value(&["links", "current"], wrong).hint =
+                    Some(suggest(current, &known));
             }
             None if 1 < keys.len() => {
                 let wrong = "nothing says which of the keys signs";

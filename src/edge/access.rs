@@ -1,10 +1,7 @@
 //! Access, before anything could wake: the request's head is judged, what is ours is taken out of
 //! it, and the instance is told who has entered. Who may enter is the room `access`.
 
-use std::{
-    os::fd::RawFd,
-    sync::Arc,
-};
+use std::{os::fd::RawFd, sync::Arc};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::{
@@ -48,6 +45,9 @@ pub(super) async fn enter(
     let (decision, without) = decide(door, downstream, target, is_upgrade).await;
     let answer = match decision {
         Decision::Allow(entry) => {
+            if entry.hides_password {
+                downstream.req_header_mut().remove_header(&header::AUTHORIZATION);
+            }
             let selects = strip(downstream.req_header_mut(), without)?;
             return Ok(Ok(Entered { entry, selects, cut: None }));
         }
@@ -113,7 +113,10 @@ fn strip(request: &mut RequestHeader, without: Without) -> Result<Option<HeaderV
     if authorization {
         request.remove_header(&header::AUTHORIZATION);
     }
-    let changed = [(header::COOKIE, "Cookie", cookie), (header::SEC_WEBSOCKET_PROTOCOL, "Sec-WebSocket-Protocol", protocols)];
+    let changed = [
+        (header::COOKIE, "Cookie", cookie),
+        (header::SEC_WEBSOCKET_PROTOCOL, "Sec-WebSocket-Protocol", protocols),
+    ];
     for (name, spelled, left) in changed {
         let Some(left) = left else { continue };
         request.remove_header(&name);
@@ -129,7 +132,8 @@ fn challenges(answer: Answer, host: &str) -> Vec<(HeaderName, HeaderValue)> {
     let basic = basic.then(|| format!("Basic realm=\"{host}\", charset=\"UTF-8\""));
     let bearer = bearer.then(|| format!("Bearer realm=\"{host}\""));
     let all = [basic, bearer].into_iter().flatten();
-    all.filter_map(|one| Some((header::WWW_AUTHENTICATE, HeaderValue::try_from(one).ok()?))).collect()
+    all.filter_map(|one| Some((header::WWW_AUTHENTICATE, HeaderValue::try_from(one).ok()?)))
+        .collect()
 }
 
 impl Entered {
@@ -205,7 +209,13 @@ mod tests {
     #[test]
     fn whatever_could_be_taken_for_ours_is_forged() {
         let access = Access::open();
-        for forged in ["x-dormouse-user", "x_dormouse_user", "x-dormouse_access", "x.dormouse.user", "x-dormouse-anything"] {
+        for forged in [
+            "x-dormouse-user",
+            "x_dormouse_user",
+            "x-dormouse_access",
+            "x.dormouse.user",
+            "x-dormouse-anything",
+        ] {
             assert!(is_forged(&access, &HeaderName::from_static(forged)), "{forged}");
         }
         for other in ["x-dormouse", "x-dormice-user", "x-user", "dormouse-user", "user-agent"] {

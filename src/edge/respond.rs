@@ -192,7 +192,9 @@ impl Answer {
 
 fn closed_sentences(closed: Closed) -> (&'static str, &'static str) {
     match closed {
-        Closed::Unknown { .. } => ("Who are you?", "This session is for those who are known to it."),
+        Closed::Unknown { .. } => {
+            ("Who are you?", "This session is for those who are known to it.")
+        }
         Closed::Link(Flaw::Missing) => {
             ("A link is needed", "This session opens with a link. Ask whoever runs it for one.")
         }

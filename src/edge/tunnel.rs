@@ -144,11 +144,7 @@ fn lock<T>(slot: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// [`LINGER`].
 ///
 /// `frames` is told what the client was sent.
-async fn relay<A, B>(
-    mut client: A,
-    mut instance: B,
-    frames: &mut Option<Frames>,
-) -> io::Result<()>
+async fn relay<A, B>(mut client: A, mut instance: B, frames: &mut Option<Frames>) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -297,7 +293,11 @@ mod tests {
     fn pipes() -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<io::Result<()>>) {
         let (client, near) = duplex(1000);
         let (far, instance) = duplex(17);
-        (client, instance, tokio_util::task::TaskTracker::new().spawn(async { relay(near, far, &mut None).await }))
+        (
+            client,
+            instance,
+            tokio_util::task::TaskTracker::new().spawn(async { relay(near, far, &mut None).await }),
+        )
     }
 
     #[tokio::test]

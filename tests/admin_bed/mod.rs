@@ -226,8 +226,15 @@ impl Bed {
         let errors = Arc::new(ArcSwap::from_pointee(Vec::new()));
         let reload = reload.unwrap_or_else(|| reload_of(routes, &table, &errors));
         let door = Door::open(&Links::default(), folder.path()).unwrap();
-        let admin =
-            Admin { fleet: fleet.clone(), door, table, reload, errors, ready: ready.clone(), guard };
+        let admin = Admin {
+            fleet: fleet.clone(),
+            door,
+            table,
+            reload,
+            errors,
+            ready: ready.clone(),
+            guard,
+        };
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
         let mut served = JoinSet::new();

@@ -59,6 +59,11 @@ impl Setup {
     }
 
     pub(crate) fn start(self) -> Edge {
+        self.start_with(&[])
+    }
+
+    /// With these files in its folder.
+    pub(crate) fn start_with(self, files: &[(&str, &str)]) -> Edge {
         let dir = tempfile::tempdir().expect("a folder");
         let (http, admin) = (free_port(), free_port());
         let listen = format!("[listen]\nhttp = [\"{http}\"]\nadmin = \"{admin}\"\n");
@@ -68,6 +73,9 @@ impl Setup {
         let toml = format!("{listen}{engines}{}", self.toml);
         fs::write(dir.path().join("dormouse.toml"), toml).expect("dormouse.toml");
         fs::create_dir(dir.path().join("routes")).expect("routes");
+        for (name, content) in files {
+            fs::write(dir.path().join(name), content).expect("a file");
+        }
         let (log, readers, announced) = (Arc::default(), Mutex::default(), Vec::new());
         let mut edge = Edge { dir, http, admin, child: None, log, readers, announced };
         for (name, toml) in &self.routes {

@@ -42,14 +42,17 @@ async fn enters(users: &Arc<Users>, name: &str, password: &str) -> bool {
 async fn the_right_password_of_the_right_user_enters() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("users");
-    let bcrypt = bcrypt::hash_with_result("b:ö", 4).unwrap().format_for_version(bcrypt::Version::TwoY);
+    let bcrypt =
+        bcrypt::hash_with_result("b:ö", 4).unwrap().format_for_version(bcrypt::Version::TwoY);
     fs::write(&file, format!("# who\n\nalice:{}\nbob:{bcrypt}\n", argon2("a"))).unwrap();
     let users = Arc::new(Users::new(&file));
     // Twice: the second time it is remembered.
     for _ in 0..2 {
         assert!(enters(&users, "alice", "a").await);
         assert!(enters(&users, "bob", "b:ö").await);
-        for (name, password) in [("alice", "b:ö"), ("bob", "a"), ("eve", "a"), ("alice", ""), ("", "a")] {
+        for (name, password) in
+            [("alice", "b:ö"), ("bob", "a"), ("eve", "a"), ("alice", ""), ("", "a")]
+        {
             assert!(!enters(&users, name, password).await, "{name}:{password}");
         }
     }
@@ -81,7 +84,8 @@ fn mistakes_are_told_with_their_place() {
     let good = argon2("x");
     fs::write(&file, format!("a:{good}\nb:secret\nc\n:{good}\na:{good}\nd:$apr1$x$y\n")).unwrap();
     let errors = read(&file).unwrap_err();
-    let places: Vec<_> = errors.iter().map(|e| e.at.map(|at| (at.line, at.column)).unwrap()).collect();
+    let places: Vec<_> =
+        errors.iter().map(|e| e.at.map(|at| (at.line, at.column)).unwrap()).collect();
     assert_eq!(places, [(2, 3), (3, 3), (4, 1), (5, 1), (6, 3)]);
     let told = errors.iter().map(ToString::to_string).collect::<String>();
     assert!(!told.contains("secret") && !told.contains("apr1$x"), "{told}");

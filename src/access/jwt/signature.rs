@@ -50,18 +50,34 @@ impl JwtVerifier for Ring {
 }
 
 impl Verifier<Vec<u8>> for Ring {
-    fn verify(&self, message: &[u8], signed: &Vec<u8>) -> std::result::Result<(), signature::Error> {
+    fn verify(
+        &self,
+        message: &[u8],
+        signed: &Vec<u8>,
+    ) -> std::result::Result<(), signature::Error> {
         let key = self.key.kind();
         let ok = match self.algorithm {
             Algorithm::HS256 => mac(hmac::HMAC_SHA256, key, message, signed),
             Algorithm::HS384 => mac(hmac::HMAC_SHA384, key, message, signed),
             Algorithm::HS512 => mac(hmac::HMAC_SHA512, key, message, signed),
-            Algorithm::RS256 => rsa(&ring_signature::RSA_PKCS1_2048_8192_SHA256, key, message, signed),
-            Algorithm::RS384 => rsa(&ring_signature::RSA_PKCS1_2048_8192_SHA384, key, message, signed),
-            Algorithm::RS512 => rsa(&ring_signature::RSA_PKCS1_2048_8192_SHA512, key, message, signed),
-            Algorithm::PS256 => rsa(&ring_signature::RSA_PSS_2048_8192_SHA256, key, message, signed),
-            Algorithm::PS384 => rsa(&ring_signature::RSA_PSS_2048_8192_SHA384, key, message, signed),
-            Algorithm::PS512 => rsa(&ring_signature::RSA_PSS_2048_8192_SHA512, key, message, signed),
+            Algorithm::RS256 => {
+                rsa(&ring_signature::RSA_PKCS1_2048_8192_SHA256, key, message, signed)
+            }
+            Algorithm::RS384 => {
+                rsa(&ring_signature::RSA_PKCS1_2048_8192_SHA384, key, message, signed)
+            }
+            Algorithm::RS512 => {
+                rsa(&ring_signature::RSA_PKCS1_2048_8192_SHA512, key, message, signed)
+            }
+            Algorithm::PS256 => {
+                rsa(&ring_signature::RSA_PSS_2048_8192_SHA256, key, message, signed)
+            }
+            Algorithm::PS384 => {
+                rsa(&ring_signature::RSA_PSS_2048_8192_SHA384, key, message, signed)
+            }
+            Algorithm::PS512 => {
+                rsa(&ring_signature::RSA_PSS_2048_8192_SHA512, key, message, signed)
+            }
             Algorithm::ES256 => raw(&ring_signature::ECDSA_P256_SHA256_FIXED, key, message, signed),
             Algorithm::ES384 => raw(&ring_signature::ECDSA_P384_SHA384_FIXED, key, message, signed),
             Algorithm::EdDSA => raw(&ring_signature::ED25519, key, message, signed),

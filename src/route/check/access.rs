@@ -24,14 +24,8 @@ const ALGORITHMS: [&str; 12] = [
     "HS384", "HS512",
 ];
 /// Policies, in the order of what they cost.
-const POLICIES: [Policy; 6] = [
-    Policy::Addresses,
-    Policy::Mtls,
-    Policy::Link,
-    Policy::Jwt,
-    Policy::Basic,
-    Policy::Forward,
-];
+const POLICIES: [Policy; 6] =
+    [Policy::Addresses, Policy::Mtls, Policy::Link, Policy::Jwt, Policy::Basic, Policy::Forward];
 
 impl Check<'_> {
     /// `folder` is the route file's own: relative paths start there.
@@ -56,7 +50,9 @@ impl Check<'_> {
             origin: self.origin(origin),
             end_open,
             insecure_cookie,
-            user_header: self.told_in(&["access", "user_header"], &user_header).unwrap_or(open.user_header),
+            user_header: self
+                .told_in(&["access", "user_header"], &user_header)
+                .unwrap_or(open.user_header),
             access_header: self
                 .told_in(&["access", "access_header"], &access_header)
                 .unwrap_or(open.access_header),
@@ -93,7 +89,8 @@ impl Check<'_> {
             Some(Require::Word(AllOrAny::Any)) => return vec![there.to_vec()],
             Some(Require::Each(clauses)) => self.clauses(&clauses, there),
         };
-        let unused = there.iter().find(|policy| !clauses.iter().flatten().any(|used| used == *policy));
+        let unused =
+            there.iter().find(|policy| !clauses.iter().flatten().any(|used| used == *policy));
         if let Some(unused) = unused {
             let wrong = format!("`{}` is set up, but nothing requires it", unused.as_str());
             self.found.value(&path, wrong).hint = Some("name it here, or take it away".into());
@@ -149,8 +146,9 @@ impl Check<'_> {
             let rest = lower.strip_prefix("https://").or_else(|| lower.strip_prefix("http://"));
             if rest.is_none_or(|rest| rest.is_empty() || rest.contains(['/', '*', ' '])) {
                 let path = ["access", "origin", &index.to_string()];
-                self.found.value(&path, format!("`{origin}` is no origin")).hint =
-                    Some("expected SCHEME://HOST or SCHEME://HOST:PORT, and nothing after it".into());
+                self.found.value(&path, format!("`{origin}` is no origin")).hint = Some(
+                    "expected SCHEME://HOST or SCHEME://HOST:PORT, and nothing after it".into(),
+                );
             }
             listed.push(lower);
         }
@@ -168,13 +166,17 @@ impl Check<'_> {
     fn networks(&mut self, key: &str, texts: &[String]) -> Vec<IpNet> {
         let mut networks = Vec::with_capacity(texts.len());
         for (index, text) in texts.iter().enumerate() {
-            let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            let network =
+                text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
             let wrong = match network {
                 Ok(network) if network.trunc() == network => {
                     networks.push(network);
                     continue;
                 }
-                Ok(network) => (format!("`{text}` has bits set behind its prefix"), format!("write {}", network.trunc())),
+                Ok(network) => (
+                    format!("`{text}` has bits set behind its prefix"),
+                    format!("write {}", network.trunc()),
+                ),
                 Err(_) => (
                     format!("`{text}` is no address and no network"),
                     "expected one such as 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32".to_owned(),
@@ -221,7 +223,8 @@ impl Check<'_> {
             self.url(&["access", "forward", "url"], &sample);
         }
         if timeout.0.is_zero() {
-            self.found.value(&["access", "forward", "timeout"], "`timeout` must be more than nothing");
+            self.found
+                .value(&["access", "forward", "timeout"], "`timeout` must be more than nothing");
         }
         if at_once == 0 {
             self.found.value(&["access", "forward", "at_once"], "`at_once` starts at 1");
@@ -261,7 +264,8 @@ impl Check<'_> {
 
     fn url(&mut self, path: &[&str], url: &str) {
         let is_url = url.parse::<Uri>().is_ok_and(|uri| {
-            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.host().is_some_and(|host| !host.is_empty())
         });
         if !is_url {
             self.found.value(path, format!("`{url}` is no URL")).hint =

@@ -229,7 +229,9 @@ impl<'de> Deserialize<'de> for Require {
         impl<'de> Visitor<'de> for Reader {
             type Value = Require;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"all\", \"any\" or a list such as [\"addresses\", [\"link\", \"jwt\"]]")
+                f.write_str(
+                    "\"all\", \"any\" or a list such as [\"addresses\", [\"link\", \"jwt\"]]",
+                )
             }
             fn visit_str<E: Error>(self, word: &str) -> Result<Require, E> {
                 match word {

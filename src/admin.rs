@@ -4,6 +4,7 @@
 //! know engines or Pingora: sessions are the fleet's, routes the table's, and a reload is a
 //! function that `app` gives.
 
+mod certs;
 mod guard;
 mod links;
 mod listen;
@@ -41,6 +42,8 @@ pub use {
 
 use crate::{
     access::Door,
+    acme::{Acme, NameView},
+    certs::Certs,
     fleet::Fleet,
     metrics::METRICS,
     route::{Route, RouteError, RouteTable},
@@ -61,6 +64,10 @@ pub struct ReloadReport {
     pub changed: Vec<String>,
     /// The names of those that are gone.
     pub removed: Vec<String>,
+    /// Certificates that are served now.
+    pub certificates: usize,
+    /// What is wrong with the certificates' files: where one was served before, it still is.
+    pub certificate_errors: Vec<RouteError>,
 }
 
 impl ReloadReport {
@@ -77,6 +84,7 @@ impl ReloadReport {
                 before.get(&route.name).is_some_and(|old| **old != *route)
             }),
             removed: names(before, &|route| after.get(&route.name).is_none()),
+            ..Self::default()
         }
     }
 }
@@ -90,6 +98,8 @@ pub struct Admin {
     pub door: Arc<Door>,
     /// The routes that are live.
     pub table: Arc<ArcSwap<RouteTable>>,
+    /// The certificates that are served.
+    pub certs: Arc<Certs>,
     /// Puts the route files in force.
     pub reload: Reload,
     /// What the last reload, whoever asked for it, found wrong in the route files.
@@ -98,6 +108,8 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
     /// Who may ask.
     pub guard: Guard,
+    /// The certificates that come by themselves.
+    pub acme: Option<Arc<Acme>>,
 }
 
 impl fmt::Debug for Admin {
@@ -140,6 +152,8 @@ impl Admin {
             .route("/v1/links/{id}/revoke", post(links::revoke))
             .route("/v1/links/keys/{id}/revoke", post(links::revoke_key))
             .route("/v1/routes", get(routes))
+            .route("/v1/certs", get(certs::list))
+            .route("/v1/acme", get(acme))
             .route("/v1/reload", post(reload))
             .fallback(no_such_path)
             .method_not_allowed_fallback(wrong_method)
@@ -218,6 +232,19 @@ async fn routes(State(shared): State<Arc<Shared>>) -> Json<RoutesAnswer> {
     Json(RoutesAnswer { routes, errors: shared.admin.errors.load().to_vec() })
 }
 
+/// `enabled` is false where there is no `[acme]`.
+#[derive(Serialize)]
+struct AcmeAnswer {
+    enabled: bool,
+    names: Vec<NameView>,
+}
+
+async fn acme(State(shared): State<Arc<Shared>>) -> Json<AcmeAnswer> {
+    let acme = shared.admin.acme.as_ref();
+    let names = acme.map_or_else(Vec::new, |acme| acme.names());
+    Json(AcmeAnswer { enabled: acme.is_some(), names })
+}
+
 async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>, Problem> {
     // Kept by the reload itself: it goes on when the client leaves.
     let turn = Arc::clone(&shared.reloading).lock_owned().await;
@@ -244,8 +271,8 @@ async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>,
 }
 
 async fn no_such_path() -> Problem {
-    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/links, /v1/routes \
-                  and /v1/reload";
+    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/links, /v1/routes, \
+                  /v1/certs, /v1/acme and /v1/reload";
     Problem::new(StatusCode::NOT_FOUND, "no_such_path", "No such path", detail)
 }
 

@@ -3,6 +3,7 @@
 //! Commands that ask a running edge speak to its admin API like anybody else; none of them knows
 //! the fleet. Data goes to stdout, everything else to stderr.
 
+mod cert;
 mod check;
 mod client;
 mod exit;
@@ -41,6 +42,7 @@ Examples:
   dormouse explain http://alice.localhost:8080/    what would this URL get?
   dormouse sessions                                what is awake, and until when?
   dormouse wake alice.localhost                    warm one up
+  dormouse cert dev                                HTTPS on this machine
 
 Exit codes:
   0  done
@@ -60,6 +62,7 @@ enum Command {
     Sleep(sessions::Sleep),
     Link(link::Link),
     Reload(reload::Reload),
+    Cert(cert::Cert),
     Schema(PrintSchema),
     Completions(Completions),
     DemoSession(demo::DemoSession),
@@ -115,6 +118,7 @@ fn run(command: Command) -> Outcome {
         Command::Sleep(sleep) => ask(sleep.run()),
         Command::Link(link) => ask(link.run()),
         Command::Reload(reload) => ask(reload.run()),
+        Command::Cert(cert) => cert.run(),
         Command::Schema(PrintSchema { kind: SchemaKind::Dormouse }) => {
             print(&SchemaFile::Dormouse.text())
         }

@@ -5,19 +5,28 @@
 //! It must not know engines.
 
 mod access;
+mod arrive;
 mod client;
 mod connections;
 mod dial;
+mod early;
+mod forwarded;
 mod frames;
 mod headers;
 mod hold;
 mod listen;
 mod peer;
+mod proxy_protocol;
 mod respond;
 mod target;
+mod tls;
 mod tunnel;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -33,18 +42,24 @@ use pingora::{
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+pub use arrive::Entrances;
 pub use connections::Connections;
+pub use early::Unseen;
 pub use listen::Listener;
+pub use tls::TlsError;
 
 use crate::{
     access::Door,
+    acme::Acme,
     config::Timeouts,
-    fleet::{Fleet, Lease, Verdict},
+    fleet::{Fleet, Held, Lease, Verdict},
     metrics::METRICS,
+    record::{Access, AccessLog},
     route::RouteTable,
-    session::machine::Asker,
+    session::{Generation, machine::Asker},
 };
 use access::Entered;
+use early::Early;
 use headers::RequestId;
 use listen::Connection;
 use peer::Manner;
@@ -64,7 +79,10 @@ pub struct Edge {
     fleet: Arc<Fleet>,
     door: Arc<Door>,
     timeouts: Timeouts,
+    redirect_port: u16,
     tunnels: TaskTracker,
+    access_log: Option<Arc<AccessLog>>,
+    acme: Option<Arc<Acme>>,
 }
 
 impl Edge {
@@ -75,29 +93,55 @@ impl Edge {
         door: Arc<Door>,
         timeouts: Timeouts,
     ) -> Self {
-        Self { table, fleet, door, timeouts, tunnels: TaskTracker::new() }
+        Self {
+            table,
+            fleet,
+            door,
+            timeouts,
+            redirect_port: 443,
+            tunnels: TaskTracker::new(),
+            access_log: None,
+            acme: None,
+        }
     }
 
-    /// Whom the request is for, if it may enter. `Err`: what it was answered.
-    async fn enter(
+    /// Answers http-01 challenges, and lets requests cause orders where that is on.
+    #[must_use]
+    pub fn with_acme(mut self, acme: Option<Arc<Acme>>) -> Self {
+        self.acme = acme;
+        self
+    }
+
+    /// Redirects to HTTPS name this port instead of 443.
+    #[must_use]
+    pub fn with_redirect_port(mut self, port: u16) -> Self {
+        self.redirect_port = port;
+        self
+    }
+
+    /// Each request is written to `log`.
+    #[must_use]
+    pub fn with_access_log(mut self, log: Option<Arc<AccessLog>>) -> Self {
+        self.access_log = log;
+        self
+    }
+
+    /// What is answered before anybody wakes, and whom the request is for otherwise.
+    async fn before_wake(
         &self,
         downstream: &mut Downstream,
         ctx: &mut Ctx,
-    ) -> Result<std::result::Result<Arc<Target>, Answer>> {
-        let id = ctx.id.as_str();
-        let target = match Target::of(downstream, &self.table) {
-            Ok(target) => target,
-            Err(answer) => {
-                respond::send(downstream, answer, id).await?;
-                return Ok(Err(answer));
-            }
-        };
+    ) -> Result<(), access::Closed> {
+        let target = Arc::clone(ctx.target.insert(Target::of(downstream, &self.table)?));
+        if let Some(acme) = &self.acme {
+            acme.want(&target.host);
+        }
+        if target.route.recipe.client_tls.redirect && !client::is_https(downstream) {
+            return Err(Answer::ToHttps(self.redirect_port).into());
+        }
         let is_upgrade = ctx.manner.is_upgrade();
-        let entered = access::enter(&self.door, downstream, &target, is_upgrade, id).await?;
-        Ok(entered.map(|entered| {
-            ctx.entered = entered;
-            target
-        }))
+        ctx.entered = access::enter(&self.door, downstream, &target, is_upgrade).await?;
+        Ok(())
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
@@ -111,7 +155,8 @@ impl Edge {
         if let Some(failed) = ctx.connect_failed.take() {
             self.after_failed_connect(ctx, failed).await?;
         }
-        let lease = match ctx.lease.take() {
+        let early = ctx.early.take().and_then(|early| early.for_host(host));
+        let lease = match ctx.lease.take().or(early) {
             Some(lease) => lease,
             None => self
                 .fleet
@@ -121,6 +166,8 @@ impl Edge {
         // In `ctx` while it waits, so that whatever ends the request gives it back.
         let lease = ctx.lease.insert(lease);
         let endpoint = hold::ready(downstream, lease).await?;
+        ctx.generation = Some(endpoint.generation);
+        ctx.held = lease.held();
         ctx.connect_began = Some(Instant::now());
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
@@ -156,12 +203,18 @@ impl Edge {
 
 /// One request's state, from its head to its last byte.
 pub struct Ctx {
+    began: Instant,
     id: RequestId,
     target: Option<Arc<Target>>,
     entered: Entered,
     manner: Manner,
     takeover: Option<Arc<Takeover>>,
     lease: Option<Lease>,
+    /// Of the last lease, which may be the tunnel's by now.
+    generation: Option<Generation>,
+    held: Option<Held>,
+    /// What was leased at the handshake.
+    early: Option<Early>,
     answer: Option<Answer>,
     connects: u32,
     connect_began: Option<Instant>,
@@ -171,6 +224,29 @@ pub struct Ctx {
 }
 
 impl Ctx {
+    /// What the access log says of the request, which has ended.
+    fn access<'a>(&'a self, downstream: &'a Downstream, status: u16) -> Access<'a> {
+        let request = downstream.req_header();
+        let agent = request.headers.get(http::header::USER_AGENT);
+        let millis = |took: Duration| took.as_secs_f64() * 1000.0;
+        Access {
+            at: unix_ms(),
+            id: self.id.as_str(),
+            client: client::address(downstream),
+            method: request.method.as_str(),
+            host: self.target.as_ref().map_or("", |target| &*target.host),
+            path: request.uri.path(),
+            route: self.target.as_ref().map_or("", |target| &*target.route.name),
+            generation: self.generation.map(|generation| generation.0),
+            status,
+            reason: self.answer.map(Answer::reason),
+            bytes: downstream.body_bytes_sent(),
+            took_ms: millis(self.began.elapsed()),
+            held_ms: self.held.map(|held| millis(held.hold)),
+            agent: agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default(),
+        }
+    }
+
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
     fn take_over(&mut self, tunnels: &TaskTracker, is_websocket: bool) {
         let tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
@@ -210,12 +286,16 @@ impl ProxyHttp for Edge {
 
     fn new_ctx(&self) -> Ctx {
         Ctx {
+            began: Instant::now(),
             id: RequestId::none(),
             target: None,
             entered: Entered::default(),
             manner: Manner::default(),
             takeover: None,
             lease: None,
+            generation: None,
+            held: None,
+            early: None,
             answer: None,
             connects: 0,
             connect_began: None,
@@ -229,8 +309,10 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _: &mut pingora::modules::http::HttpModules) {}
 
     async fn early_request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<()> {
+        ctx.began = Instant::now();
         if let Some(connection) = Connection::of(downstream.digest()) {
             connection.request_began();
+            ctx.early = connection.take_early();
             ctx.connection = Some(Arc::clone(connection));
         }
         downstream.set_read_timeout(Some(self.timeouts.client_body));
@@ -248,16 +330,23 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
-        match self.enter(downstream, ctx).await? {
-            Ok(target) => {
-                ctx.target = Some(target);
-                Ok(false)
-            }
-            Err(answer) => {
+        let path = downstream.req_header().uri.path();
+        // Before there is a route: the ACME server's question wakes nobody.
+        if let Some(file) = self.acme.as_ref().and_then(|acme| acme.file(path)) {
+            respond::challenge(downstream, file, ctx.id.as_str()).await?;
+            return Ok(true);
+        }
+        match self.before_wake(downstream, ctx).await {
+            Ok(()) => Ok(false),
+            Err(access::Closed { answer, headers }) => {
                 ctx.answer = Some(answer);
-                if answer != Answer::Exchanged {
-                    METRICS.refused.with_label_values(&[answer.reason()]).inc();
+                match answer {
+                    Answer::ToHttps(_) => METRICS.redirected.inc(),
+                    Answer::Exchanged => {}
+                    _ => METRICS.refused.with_label_values(&[answer.reason()]).inc(),
                 }
+                let (id, target) = (ctx.id.as_str(), ctx.target.as_deref());
+                respond::send_with(downstream, answer, id, target, headers).await?;
                 Ok(true)
             }
         }
@@ -330,7 +419,7 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
     ) -> Result<()> {
         let Some(target) = &ctx.target else { return Ok(()) };
-        target.forwarding.say(upstream)?;
+        target.forwarding.say(downstream, upstream)?;
         ctx.entered.tell(&target.route.recipe.access, upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
@@ -354,7 +443,10 @@ impl ProxyHttp for Edge {
             downstream.set_read_timeout(None);
         }
         ctx.id.answer(answer)?;
-        if let Some(held) = ctx.lease.as_ref().and_then(Lease::held) {
+        if let Some(target) = &ctx.target {
+            headers::hsts(answer, downstream, target)?;
+        }
+        if let Some(held) = ctx.held {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -401,7 +493,8 @@ impl ProxyHttp for Edge {
         downstream.set_keepalive(None);
         // It has its answer or gets it now: however slowly it takes it, nobody is kept awake for it.
         ctx.lease = None;
-        if !began && respond::send(downstream, answer, id).await.is_err() {
+        let sent = respond::send(downstream, answer, id, ctx.target.as_deref());
+        if !began && sent.await.is_err() {
             ctx.answer = Some(Answer::ClientLeft);
         }
         FailToProxy { error_code: answer.status(), can_reuse_downstream: false }
@@ -411,7 +504,11 @@ impl ProxyHttp for Edge {
         let status = downstream.response_written().map_or(0, |answer| answer.status.as_u16());
         METRICS.count_request(status);
         let host = ctx.target.as_ref().map_or("", |target| &*target.host);
-        tracing::debug!(id = ctx.id.as_str(), session = host, status, "request");
+        let (id, client) = (ctx.id.as_str(), client::address(downstream));
+        tracing::debug!(id, session = host, ?client, status, "request");
+        if let Some(log) = &self.access_log {
+            log.write(&ctx.access(downstream, status));
+        }
     }
 
     /// We log what became of a request ourselves, in `fail_to_proxy`.
@@ -428,6 +525,11 @@ impl ProxyHttp for Edge {
     ) -> bool {
         true
     }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn is_tls(kind: &ErrorType) -> bool {

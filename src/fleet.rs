@@ -13,6 +13,7 @@ mod outside;
 mod probe;
 mod timer;
 mod tls;
+mod turnstile;
 mod view;
 
 use std::{

@@ -30,11 +30,19 @@ pub mod access;
 
 pub mod route;
 
+pub mod certs;
+
+pub mod acme;
+
 pub mod config;
+
+pub mod watch;
 
 pub mod schema;
 
 pub mod metrics;
+
+pub mod record;
 
 pub mod admin;
 

@@ -14,7 +14,7 @@ pub(crate) mod source;
 mod table;
 mod template;
 pub(crate) mod text;
-pub mod watch;
+mod tls;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
@@ -22,12 +22,13 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 pub use {
-    file::Protocol,
+    file::{Protocol, WakeOn},
     host::{HostPattern, canonical_host},
-    load::load_dir,
+    load::{is_route_file, load_dir},
     recipe::Recipe,
     source::{Position, RouteError},
     table::{Clash, RouteTable},
+    tls::ClientTls,
 };
 pub(crate) use {host::is_name, load::read as read_file};
 
@@ -125,6 +126,11 @@ impl Route {
     /// Whether its instances speak TLS.
     pub fn speaks_tls(&self) -> bool {
         self.recipe.tls.is_some()
+    }
+
+    /// Whether a wake may begin before a request is seen: whoever may connect may also ask.
+    pub fn may_wake_unseen(&self) -> bool {
+        true
     }
 
     /// The headers to set on every request to the instance of `host`, over the client's own, named as

@@ -2,14 +2,16 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use super::{
-    Admin, AdminAddress, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, Limits,
-    Links, Listen, Paths, Timeouts,
-    file::{ConfigFile, EngineTable, KindWord, LinksTable, ListenTable},
+    Admin, AdminAddress, ClientAuth, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
+    Entrance, Limits, Links, Listen, Networks, Paths, Timeouts, acme,
+    file::{ConfigFile, EngineTable, KindWord, LinksTable},
+    listen::{ClientAuthWord, Entry, HttpEntry, HttpsEntry, ListenTable},
 };
 use crate::route::{
     RouteError, is_name,
@@ -34,22 +36,54 @@ pub(super) fn parse(
     let (shape, source) = Source::parse::<ConfigFile>(file, text)?;
     let base = file.parent().unwrap_or(Path::new("/")).to_owned();
     let mut check = Check { found: Findings::new(&source), base: &base, environment };
-    let ConfigFile { listen, admin, paths, limits, timeouts, shutdown, links, engines } = shape;
+    let ConfigFile {
+        listen,
+        tls,
+        admin,
+        paths,
+        limits,
+        timeouts,
+        shutdown,
+        links,
+        log,
+        acme,
+        engines,
+    } = shape;
     let listen = check.listen(listen, admin.token_file.is_some());
+    if tls.redirect_port == Some(0) {
+        check.found.value(&["tls", "redirect_port"], "`redirect_port` starts at 1");
+    }
     check.limits(&limits);
     check.timeouts(&timeouts);
     let links = check.links(links);
     let engines = check.engines(engines.unwrap_or_else(default_engines));
+    let acme = acme.map(|table| acme::check(table, &listen, check.base, &mut check.found));
     let admin = Admin { token_file: admin.token_file.map(|path| base.join(path)) };
     let paths = Paths {
         routes: base.join(paths.routes),
         certs: base.join(paths.certs),
         state: base.join(paths.state),
     };
+    let on_stdout = Path::new("-");
+    let access_log = log.access.map(|path| if path == on_stdout { path } else { base.join(path) });
     let Check { found, .. } = check;
     found.finish(())?;
     let file = Some(file.to_owned());
-    Ok(Config { file, base, listen, admin, paths, limits, timeouts, shutdown, links, engines })
+    Ok(Config {
+        file,
+        base,
+        listen,
+        tls,
+        admin,
+        paths,
+        limits,
+        timeouts,
+        shutdown,
+        links,
+        access_log,
+        acme,
+        engines,
+    })
 }
 
 fn default_engines() -> BTreeMap<String, EngineTable> {
@@ -67,18 +101,22 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn listen(&mut self, table: ListenTable, has_token: bool) -> Listen {
-        let ListenTable { http, admin } = table;
-        if http.is_empty() {
+        let ListenTable { http, https, trusted_proxies, admin } = table;
+        if http.is_empty() && https.is_empty() {
             self.found.value(&["listen", "http"], "an edge needs at least one address");
         }
-        let mut addresses = Vec::with_capacity(http.len());
-        for (index, address) in http.iter().enumerate() {
-            // Port 0 is a different free port each time.
-            if address.0.port() != 0 && addresses.contains(&address.0) {
-                let path = ["listen", "http", &index.to_string()];
-                self.found.value(&path, format!("{} stands here twice", address.0));
-            }
-            addresses.push(address.0);
+        let trusted_proxies = Networks(trusted_proxies.into_iter().map(|text| text.0).collect());
+        let http: Vec<_> = http.into_iter().map(plain_entrance).collect();
+        let https: Vec<_> =
+            https.into_iter().enumerate().map(|(at, entry)| self.tls_entrance(at, entry)).collect();
+        let all = [("http", &http), ("https", &https)];
+        let all = all.iter().flat_map(|(key, entrances)| {
+            entrances.iter().enumerate().map(move |(at, entrance)| (*key, at, entrance))
+        });
+        let mut taken = Vec::new();
+        for (key, at, entrance) in all {
+            self.entrance(&["listen", key, &at.to_string()], entrance, &trusted_proxies, &taken);
+            taken.push(entrance.address);
         }
         let admin = match admin {
             AdminAddress::Unix(path) => AdminAddress::Unix(self.base.join(path)),
@@ -91,7 +129,53 @@ impl Check<'_> {
                 AdminAddress::Tcp(address)
             }
         };
-        Listen { http: addresses, admin }
+        Listen { http, https, trusted_proxies, admin }
+    }
+
+    fn tls_entrance(&mut self, at: usize, entry: Entry<HttpsEntry>) -> Entrance {
+        let (address, proxy_protocol, client_auth) = match entry {
+            Entry::At(address) => (address.0, false, None),
+            Entry::With(HttpsEntry { address, proxy_protocol, client_ca, client_auth }) => {
+                let required = client_auth != Some(ClientAuthWord::Optional);
+                let auth = client_ca.map(|ca| ClientAuth { ca: self.base.join(ca), required });
+                if auth.is_none() && client_auth.is_some() {
+                    let path = ["listen", "https", &at.to_string()];
+                    self.found.value(&path, "`client_auth` needs a `client_ca`").hint =
+                        Some("client_ca is a PEM file with the authorities to trust".into());
+                }
+                (address.0, proxy_protocol, auth)
+            }
+        };
+        if address.port() == 0 {
+            let path = ["listen", "https", &at.to_string()];
+            self.found.value(&path, "an address with TLS needs a port of its own, not 0");
+        }
+        Entrance { address, proxy_protocol, client_auth }
+    }
+
+    fn entrance(
+        &mut self,
+        path: &[&str],
+        entrance: &Entrance,
+        trusted: &Networks,
+        taken: &[SocketAddr],
+    ) {
+        let Entrance { address, proxy_protocol, .. } = entrance;
+        // Port 0 is a different free port each time.
+        if address.port() != 0 && taken.contains(address) {
+            self.found.value(path, format!("{address} stands here twice"));
+        }
+        if !proxy_protocol {
+            return;
+        }
+        if address.port() == 0 {
+            self.found.value(path, "an address with `proxy_protocol` needs a port, not 0");
+        }
+        if trusted.0.is_empty() {
+            self.found.value(path, "`proxy_protocol` without `trusted_proxies`").hint = Some(
+                "set listen.trusted_proxies: the PROXY protocol is taken from them alone".into(),
+            );
+        }
     }
 
     fn limits(&mut self, limits: &Limits) {
@@ -109,6 +193,7 @@ impl Check<'_> {
 
     fn timeouts(&mut self, timeouts: &Timeouts) {
         let all = [
+            ("handshake", timeouts.handshake),
             ("client_head", timeouts.client_head),
             ("client_body", timeouts.client_body),
             ("client_idle", timeouts.client_idle),
@@ -244,6 +329,14 @@ impl Check<'_> {
         let file = |name| folder.join(name);
         Some(DockerTls { ca: file("ca.pem"), cert: file("cert.pem"), key: file("key.pem") })
     }
+}
+
+fn plain_entrance(entry: Entry<HttpEntry>) -> Entrance {
+    let (address, proxy_protocol) = match entry {
+        Entry::At(address) => (address.0, false),
+        Entry::With(HttpEntry { address, proxy_protocol }) => (address.0, proxy_protocol),
+    };
+    Entrance { address, proxy_protocol, client_auth: None }
 }
 
 fn parse_endpoint(

@@ -3,14 +3,16 @@
 //!
 //! Says what may be written, not what it means: that is `check`.
 
-use std::{
-    borrow::Cow, collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::AdminAddress;
+use super::{
+    AdminAddress,
+    acme::AcmeTable,
+    listen::{ListenTable, Tls},
+};
 use crate::route::{
     EngineKind,
     text::{self, AddressText, DurationText, Text, duration},
@@ -23,6 +25,8 @@ use crate::route::{
 pub(crate) struct ConfigFile {
     /// Where to listen.
     pub(crate) listen: ListenTable,
+    /// TLS with clients.
+    pub(crate) tls: Tls,
     /// The admin API.
     pub(crate) admin: AdminTable,
     /// Folders.
@@ -35,22 +39,15 @@ pub(crate) struct ConfigFile {
     pub(crate) shutdown: Shutdown,
     /// Signed links (`[access] link` of a route).
     pub(crate) links: LinksTable,
+    /// What is written down.
+    pub(crate) log: LogTable,
+    /// Certificates that come and renew by themselves. Without this table nothing is ordered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) acme: Option<AcmeTable>,
     /// What runs the instances, by the name that routes call it: `a-z`, `0-9` and `-`. Default:
     /// `local` of kind `process` and `docker` of kind `docker`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) engines: Option<BTreeMap<String, EngineTable>>,
-}
-
-/// `[listen]`.
-#[derive(Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct ListenTable {
-    /// Where requests come in, HTTP/1.1 and cleartext HTTP/2: a list of `ADDRESS:PORT`.
-    #[schemars(length(min = 1))]
-    pub(crate) http: Vec<AddressText>,
-    /// Where the admin API listens: `ADDRESS:PORT` or `unix:/path`. Beyond loopback it needs
-    /// `admin.token_file`.
-    pub(crate) admin: AdminAddress,
 }
 
 /// `[admin]`.
@@ -68,7 +65,8 @@ pub(crate) struct AdminTable {
 pub(crate) struct PathsTable {
     /// The folder of the route files.
     pub(crate) routes: PathBuf,
-    /// The folder of the certificates. Not read yet: the edge does not speak TLS to clients so far.
+    /// The folder of the certificates: `NAME.pem` or `NAME.crt` with the chain and `NAME.key`, or
+    /// all in one file. Which hosts they are for is read from them; an exact name beats a wildcard.
     pub(crate) certs: PathBuf,
     /// The folder of what Dormouse itself keeps: sockets, the logs of processes, their marks.
     pub(crate) state: PathBuf,
@@ -96,6 +94,10 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
+    /// A client's TLS handshake, and the PROXY protocol header before it or before a request.
+    #[serde(with = "duration")]
+    #[schemars(with = "DurationText")]
+    pub handshake: Duration,
     /// A client's whole request head, from its first byte.
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
@@ -145,6 +147,15 @@ pub(crate) struct LinksTable {
     pub(crate) current: Option<String>,
     /// The longest that a link may count.
     pub(crate) expires_max: DurationText,
+}
+
+/// `[log]`.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LogTable {
+    /// The access log: a file that gets a JSON object for each request, or `"-"` for standard
+    /// output. SIGHUP opens it anew, after a rotation. Default: none.
+    pub(crate) access: Option<PathBuf>,
 }
 
 /// `[engines.NAME]`. All but `kind` is for `kind = "docker"`.
@@ -204,15 +215,6 @@ impl EngineTable {
     }
 }
 
-impl Default for ListenTable {
-    fn default() -> Self {
-        Self {
-            http: vec![AddressText(SocketAddr::from(([127, 0, 0, 1], 8080)))],
-            admin: AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9900))),
-        }
-    }
-}
-
 impl Default for PathsTable {
     fn default() -> Self {
         Self { routes: "routes".into(), certs: "certs".into(), state: "state".into() }
@@ -235,6 +237,7 @@ impl Default for Limits {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
+            handshake: Duration::from_secs(10),
             client_head: Duration::from_secs(10),
             client_body: Duration::from_secs(60),
             client_idle: Duration::from_secs(75),

@@ -13,11 +13,11 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::{
     client, hold,
-    respond::{self, Answer},
+    respond::Answer,
     target::Target,
 };
 use crate::{
-    access::{Carried, Decision, Door, Entry, Grant, Refusal, Request, Without},
+    access::{Carried, Decision, Door, Entry, Grant, Passed, Refusal, Request, Without},
     route::access::Access,
 };
 
@@ -34,47 +34,58 @@ pub(super) struct Entered {
     cut: Option<AbortOnDropHandle<()>>,
 }
 
-/// Judges the request. What is ours in it is gone afterwards. `Err`: it was answered.
+/// What the client is told instead of its session's answer.
+#[derive(Debug)]
+pub(super) struct Closed {
+    pub(super) answer: Answer,
+    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl From<Answer> for Closed {
+    fn from(answer: Answer) -> Self {
+        Self { answer, headers: Vec::new() }
+    }
+}
+
+/// Judges the request. What is ours in it is gone afterwards.
 pub(super) async fn enter(
     door: &Arc<Door>,
     downstream: &mut Downstream,
     target: &Target,
     is_upgrade: bool,
-    id: &str,
-) -> Result<std::result::Result<Entered, Answer>> {
+) -> std::result::Result<Entered, Closed> {
     let (decision, without) = decide(door, downstream, target, is_upgrade).await;
-    let answer = match decision {
+    match decision {
         Decision::Allow(entry) => {
+            let request = downstream.req_header_mut();
             if entry.hides_password {
-                downstream.req_header_mut().remove_header(&header::AUTHORIZATION);
+                request.remove_header(&header::AUTHORIZATION);
             }
-            let selects = strip(downstream.req_header_mut(), without)?;
-            return Ok(Ok(Entered { entry, selects, cut: None }));
+            let selects = strip(request, without).map_err(|_| Answer::Internal)?;
+            Ok(Entered { entry, selects, cut: None })
         }
         Decision::Exchange { cookie, location } => {
             let no_referrer = HeaderValue::from_static("no-referrer");
             let mut headers =
                 vec![(header::LOCATION, location), (header::REFERRER_POLICY, no_referrer)];
             headers.extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
-            respond::redirect(downstream, StatusCode::SEE_OTHER, headers, id).await?;
-            return Ok(Err(Answer::Exchanged));
+            Err(Closed { answer: Answer::Exchanged, headers })
         }
-        Decision::Pass(passed) if passed.status.is_redirection() => {
-            respond::redirect(downstream, passed.status, passed.headers, id).await?;
-            return Ok(Err(Answer::Access(Refusal::NotAllowed)));
+        Decision::Pass(Passed { status, headers }) => {
+            let answer = match status {
+                StatusCode::UNAUTHORIZED => {
+                    Answer::Access(Refusal::Unknown { basic: false, bearer: false })
+                }
+                StatusCode::FORBIDDEN => Answer::Access(Refusal::NotAllowed),
+                redirect => Answer::Elsewhere(redirect.as_u16()),
+            };
+            Err(Closed { answer, headers })
         }
-        Decision::Pass(passed) => {
-            let answer = Answer::Access(match passed.status {
-                StatusCode::UNAUTHORIZED => Refusal::Unknown { basic: false, bearer: false },
-                _ => Refusal::NotAllowed,
-            });
-            respond::send_with(downstream, answer, id, passed.headers).await?;
-            return Ok(Err(answer));
+        Decision::Refuse(refusal) => {
+            let headers = challenges(refusal, &target.host);
+            Err(Closed { answer: Answer::Access(refusal), headers })
         }
-        Decision::Refuse(refusal) => Answer::Access(refusal),
-    };
-    respond::send_with(downstream, answer, id, challenges(answer, &target.host)).await?;
-    Ok(Err(answer))
+    }
 }
 
 async fn decide(
@@ -90,7 +101,7 @@ async fn decide(
         headers: &head.headers,
         host: &target.host,
         named: target.named(),
-        is_secure: downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
+        is_secure: client::is_https(downstream),
         is_upgrade: is_upgrade || head.method == Method::CONNECT,
         address: client::address(downstream),
         certificate: None,
@@ -127,8 +138,8 @@ fn strip(request: &mut RequestHeader, without: Without) -> Result<Option<HeaderV
     Ok(selects)
 }
 
-fn challenges(answer: Answer, host: &str) -> Vec<(HeaderName, HeaderValue)> {
-    let Answer::Access(Refusal::Unknown { basic, bearer }) = answer else { return Vec::new() };
+fn challenges(refusal: Refusal, host: &str) -> Vec<(HeaderName, HeaderValue)> {
+    let Refusal::Unknown { basic, bearer } = refusal else { return Vec::new() };
     let basic = basic.then(|| format!("Basic realm=\"{host}\", charset=\"UTF-8\""));
     let bearer = bearer.then(|| format!("Bearer realm=\"{host}\""));
     let all = [basic, bearer].into_iter().flatten();

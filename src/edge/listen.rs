@@ -1,12 +1,13 @@
-//! What a connection must keep to before a request exists: a place among `limits.connections`, and
-//! a deadline for the whole request head, where Pingora has one for each read only.
+//! What a connection must keep to before a request exists: a place among `limits.connections`, the
+//! way in that its address has (`arrive`), and a deadline for the whole request head, where Pingora
+//! has one for each read only.
 
 use std::{
     fmt, io,
     os::fd::RawFd,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -27,6 +28,7 @@ use pingora::{
     proxy::HttpProxy,
     server::ShutdownWatch,
 };
+use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep, sleep_until, timeout_at},
@@ -34,6 +36,10 @@ use tokio::{
 
 use super::{
     Connections, Edge,
+    arrive::{Arrival, Entrances},
+    client::Peer,
+    connections::Place,
+    early::Early,
     target::Target,
     tunnel::{Client, Takeover},
 };
@@ -45,13 +51,21 @@ const LAST_REQUESTS: Duration = Duration::from_secs(1);
 pub struct Listener {
     proxy: Arc<HttpProxy<Edge>>,
     connections: Arc<Connections>,
+    entrances: Entrances,
     head: Duration,
 }
 
 impl Listener {
     /// Each request head within `head`.
     pub fn new(proxy: HttpProxy<Edge>, connections: Arc<Connections>, head: Duration) -> Self {
-        Self { proxy: Arc::new(proxy), connections, head }
+        Self { proxy: Arc::new(proxy), connections, entrances: Entrances::default(), head }
+    }
+
+    /// What is done at which address; without it, all are plain.
+    #[must_use]
+    pub fn with_entrances(mut self, entrances: Entrances) -> Self {
+        self.entrances = entrances;
+        self
     }
 }
 
@@ -69,7 +83,8 @@ impl ServerApp for Listener {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let place = self.connections.enter()?;
-        let guarded = Box::new(Guarded::new(Client { stream, place }, self.head));
+        let arrival = self.entrances.arrive(stream).await?;
+        let guarded = Box::new(Guarded::new(arrival, place, self.head));
         self.proxy.process_new(guarded, shutdown).await;
         None
     }
@@ -88,6 +103,15 @@ impl ServerApp for Listener {
 pub(super) struct Connection {
     /// The client's socket. Open as long as the request is.
     pub(super) socket: RawFd,
+    /// Who it comes from.
+    pub(super) peer: Peer,
+    /// The canonical name that its TLS handshake asked for.
+    pub(super) server_name: Option<Box<str>>,
+    /// The certificate that the client has shown, checked by `client_ca`.
+    #[expect(dead_code, reason = "[access] mtls reads it")]
+    pub(super) certificate: Option<CertificateDer<'static>>,
+    /// A lease that was taken at the handshake, for the first request.
+    early: Mutex<Option<Early>>,
     /// Whether a request is under way, head and all: no deadline runs then.
     in_request: AtomicBool,
     /// Whom its last request was for.
@@ -107,6 +131,12 @@ impl Connection {
     /// The head is complete.
     pub(super) fn request_began(&self) {
         self.in_request.store(true, Ordering::Relaxed);
+    }
+
+    /// What was leased at the handshake: the first request's, whatever that asks for.
+    pub(super) fn take_early(&self) -> Option<Early> {
+        self.server_name.as_ref()?;
+        self.early.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The next head may come. On HTTP/2 others are under way, and frames come that are no head:
@@ -136,12 +166,20 @@ struct Guarded {
 }
 
 impl Guarded {
-    fn new(client: Client, head: Duration) -> Self {
-        let (in_request, http2) = (AtomicBool::new(false), AtomicBool::new(false));
+    fn new(arrival: Arrival, place: Place, head: Duration) -> Self {
+        let Arrival { stream, peer, told, early } = arrival;
+        // Without TLS, the time for the first head begins where it is looked at what it is in.
+        let until = told.is_some().then(|| Instant::now() + head);
+        let (server_name, certificate, http2) = told
+            .map_or((None, None, false), |told| (told.server_name, told.certificate, told.http2));
         let connection = Arc::new(Connection {
-            socket: client.stream.id(),
-            in_request,
-            http2,
+            socket: stream.id(),
+            peer,
+            server_name,
+            certificate,
+            early: Mutex::new(early),
+            in_request: AtomicBool::new(false),
+            http2: AtomicBool::new(http2),
             target: ArcSwapOption::empty(),
             takeover: OnceLock::new(),
         });
@@ -149,8 +187,8 @@ impl Guarded {
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
         let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&connection));
         let digest = Arc::new(ProxyDigest::new(Box::new(answer), Some(user_data)));
-        let peeked = BytesMut::new();
-        Self { client: Some(client), connection, digest, head, until: None, alarm: None, peeked }
+        let (client, peeked) = (Some(Client { stream, place }), BytesMut::new());
+        Self { client, connection, digest, head, until, alarm: None, peeked }
     }
 
     fn stream(&mut self) -> &mut Stream {

@@ -16,6 +16,7 @@ use super::{
     HoldEnd, Phase, Refusal, WakeTimes,
     cell::{Cell, Core},
     gate::{Gate, Passed},
+    turnstile::Turn,
 };
 use crate::{
     metrics::METRICS,
@@ -37,6 +38,8 @@ pub struct Lease {
     endpoint: Option<Endpoint>,
     hold: Option<Hold>,
     held: Option<Held>,
+    /// Among those who were held for the same wake; until the request has ended.
+    turn: Option<Turn>,
 }
 
 /// What a request that was held can tell of its wait.
@@ -54,6 +57,8 @@ struct Hold {
     gate: watch::Receiver<Gate>,
     since: Instant,
     timeout: Duration,
+    /// The instance is ready, and others who were held go first.
+    for_turn: bool,
     _place: Place,
 }
 
@@ -87,7 +92,7 @@ impl Lease {
             }
             let awake = matches!(core.machine.state(), State::Awake { .. } | State::Idle { .. });
             let mut place = None;
-            if !awake {
+            if !awake || core.crowded {
                 place = Place::take(&fleet.held, fleet.limits.held);
                 if place.is_none() {
                     let session_full = core.plan.policy.held_max <= core.machine.leases();
@@ -109,17 +114,29 @@ impl Lease {
         out: &mut Vec<Effect>,
     ) -> Result<Self, Refusal> {
         let (generation, endpoint) = match core.machine.acquire(asker, now, out) {
+            // The gate is open, and the turnstile behind it is still used.
+            Admission::Ready(endpoint) if core.crowded => (endpoint.generation, None),
             Admission::Ready(endpoint) => (endpoint.generation, Some(endpoint)),
             Admission::Wait(generation) => (generation, None),
             Admission::Refuse(refusal) => return Err(Refusal::of_machine(refusal, now)),
         };
+        let for_turn = matches!(core.machine.state(), State::Awake { .. });
         let hold = place.filter(|_| endpoint.is_none()).map(|place| Hold {
+            for_turn,
             gate: cell.gate.subscribe(),
             since: now,
             timeout: core.plan.policy.wake_timeout,
             _place: place,
         });
-        Ok(Self { cell: Arc::clone(cell), generation, asker, endpoint, hold, held: None })
+        Ok(Self {
+            cell: Arc::clone(cell),
+            generation,
+            asker,
+            endpoint,
+            hold,
+            held: None,
+            turn: None,
+        })
     }
 
     /// Whose it is.
@@ -174,7 +191,12 @@ impl Lease {
                 }
             };
             match passed {
-                Passed::Open(endpoint, wake) => self.opened(endpoint, wake),
+                Passed::Open(endpoint, wake, turnstile) => {
+                    // Who would wait for too long goes without a turn.
+                    let turn = tokio::time::timeout_at(end, turnstile.enter()).await.ok();
+                    self.opened(endpoint, wake);
+                    self.turn = turn;
+                }
                 Passed::Failed(failure, phase) => return Err(HoldEnd::Failed(failure, phase)),
                 Passed::Over => self.take_again()?,
             }
@@ -183,7 +205,7 @@ impl Lease {
     }
 
     fn opened(&mut self, endpoint: Endpoint, wake: WakeTimes) {
-        if let Some(hold) = self.hold.take() {
+        if let Some(hold) = self.hold.take().filter(|hold| !hold.for_turn) {
             let now = tokio::time::Instant::now().into_std();
             let waited = now.saturating_duration_since(hold.since);
             METRICS.hold_seconds.observe(waited.as_secs_f64());

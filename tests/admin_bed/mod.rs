@@ -226,14 +226,18 @@ impl Bed {
         let errors = Arc::new(ArcSwap::from_pointee(Vec::new()));
         let reload = reload.unwrap_or_else(|| reload_of(routes, &table, &errors));
         let door = Door::open(&Links::default(), folder.path()).unwrap();
+        let certs = Arc::new(dormouse::certs::Certs::load([]));
+        let (fleet_of, is_ready) = (fleet.clone(), ready.clone());
         let admin = Admin {
-            fleet: fleet.clone(),
+            fleet: fleet_of,
             door,
             table,
+            certs,
             reload,
             errors,
-            ready: ready.clone(),
+            ready: is_ready,
             guard,
+            acme: None,
         };
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);

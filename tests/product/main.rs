@@ -5,6 +5,8 @@
 #![expect(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
 mod access;
+mod access_log;
+mod acme;
 mod admin;
 mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
@@ -17,11 +19,14 @@ mod headers;
 mod hold;
 mod life;
 mod limits;
+mod proxies;
 mod routes;
 mod signals;
+mod sni;
 mod streams;
 mod support;
 mod timeouts;
+mod tls;
 mod upstream;
 mod wake;
 mod wire;

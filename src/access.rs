@@ -207,21 +207,6 @@ impl Door {
         tokio::join!(revoked, key_sets);
     }
 
-    /// Whether who connects may enter by its address and its certificate alone, whatever it asks.
-    pub fn admits_connection(
-        &self,
-        route: &Route,
-        host: &str,
-        address: Option<IpAddr>,
-        certificate: Option<&[u8]>,
-    ) -> bool {
-        let access = &route.recipe.access;
-        !is_denied(access, address)
-            && access.require.iter().all(|any| {
-                any.iter().any(|policy| of_connection(*policy, route, host, address, certificate))
-            })
-    }
-
     /// Decides. Costs nothing but time, and only where a policy has to ask somebody.
     pub async fn decide(
         self: &Arc<Self>,
@@ -284,7 +269,8 @@ impl Door {
         let access = &route.recipe.access;
         match policy {
             Policy::Addresses => {
-                let met = of_connection(policy, route, request.host, request.address, None);
+                let addresses = access.addresses.as_ref().zip(request.address);
+                let met = addresses.is_some_and(|(addresses, address)| addresses.admits(address));
                 if met { Outcome::Met(Met::default()) } else { Outcome::Not(Refusal::NotAllowed) }
             }
             Policy::Mtls => mtls::ask(route, request),
@@ -367,24 +353,6 @@ fn is_denied(access: &Access, address: Option<IpAddr>) -> bool {
     let denies = access.addresses.as_ref().filter(|addresses| !addresses.deny.is_empty());
     // Who has no address cannot be told from those that are denied.
     denies.is_some_and(|addresses| address.is_none_or(|address| addresses.denies(address)))
-}
-
-fn of_connection(
-    policy: Policy,
-    route: &Route,
-    host: &str,
-    address: Option<IpAddr>,
-    certificate: Option<&[u8]>,
-) -> bool {
-    let access = &route.recipe.access;
-    match policy {
-        Policy::Addresses => {
-            let addresses = access.addresses.as_ref().zip(address);
-            addresses.is_some_and(|(addresses, address)| addresses.admits(address))
-        }
-        Policy::Mtls => mtls::admits(route, host, certificate).is_some(),
-        Policy::Link | Policy::Jwt | Policy::Basic | Policy::Forward => false,
-    }
 }
 
 /// As a header's value: what cannot be one is percent-encoded, so that no name becomes another's.

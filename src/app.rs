@@ -35,7 +35,7 @@ use crate::{
     admin::{Admin, Guard, Token},
     certs::{Certs, DEV_FOLDER, is_cert_file},
     config::{AdminAddress, Config, Entrance},
-    edge::{Connections, Edge, Entrances, Listener, Unseen},
+    edge::{Connections, Edge, Entrances, Listener, Unseen, http2_options},
     engine::Engine,
     fleet::{self, Fleet},
     record::AccessLog,
@@ -102,8 +102,9 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let entrances = entrances.waking(unseen).ordering(acme.clone());
     let access_log = access_log(&config)?;
     let reloader = Reloader::new(&config, &table, &fleet, &door, &certs, access_log.clone());
-    let timeouts = config.timeouts.clone();
-    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), Arc::clone(&door), timeouts)
+    let (timeouts, limits) = (config.timeouts.clone(), &config.limits);
+    let (shared, sessions) = (Arc::clone(&table), Arc::clone(&fleet));
+    let edge = Edge::new(shared, sessions, Arc::clone(&door), timeouts, limits)
         .with_redirect_port(config.redirect_port())
         .with_access_log(access_log.clone())
         .with_acme(acme.clone());
@@ -289,7 +290,8 @@ fn edge_service(
     options.h2c = true;
     options.h2_idle_timeout = Some(config.timeouts.client_idle);
     proxy.server_options = Some(options);
-    let listener = Listener::new(proxy, connections, config.timeouts.client_head);
+    proxy.h2_options = Some(http2_options(&config.http2));
+    let listener = Listener::new(proxy, connections, &config.limits, &config.timeouts);
     let listener = listener.with_entrances(entrances);
     let mut service = Service::new("edge".to_owned(), listener);
     for Entrance { address, .. } in config.listen.http.iter().chain(&config.listen.https) {

@@ -5,6 +5,7 @@
 pub(crate) mod acme;
 mod check;
 pub(crate) mod file;
+mod http;
 mod listen;
 
 use std::{
@@ -20,6 +21,7 @@ use ipnet::IpNet;
 pub use {
     acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
     file::{Limits, Shutdown, Timeouts},
+    http::{GetBody, Http2, Underscores},
     listen::{Tls, TlsVersion},
 };
 
@@ -45,6 +47,8 @@ pub struct Config {
     pub paths: Paths,
     /// The most of everything.
     pub limits: Limits,
+    /// What one HTTP/2 connection may cost.
+    pub http2: Http2,
     /// How long to wait for others.
     pub timeouts: Timeouts,
     /// How to end.

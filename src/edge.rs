@@ -12,9 +12,12 @@ mod dial;
 mod early;
 mod forwarded;
 mod frames;
+mod framing;
 mod headers;
 mod hold;
+mod inlet;
 mod listen;
+mod pace;
 mod peer;
 mod proxy_protocol;
 mod respond;
@@ -31,7 +34,7 @@ use std::{
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{StatusCode, header};
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -45,13 +48,13 @@ use tokio_util::task::TaskTracker;
 pub use arrive::Entrances;
 pub use connections::Connections;
 pub use early::Unseen;
-pub use listen::Listener;
+pub use listen::{Listener, http2_options};
 pub use tls::TlsError;
 
 use crate::{
     access::Door,
     acme::Acme,
-    config::Timeouts,
+    config::{Limits, Timeouts},
     fleet::{Fleet, Held, Lease, Verdict},
     metrics::METRICS,
     record::{Access, AccessLog},
@@ -60,8 +63,10 @@ use crate::{
 };
 use access::Entered;
 use early::Early;
+use framing::{HeadLimits, Refusal};
 use headers::RequestId;
 use listen::Connection;
+use pace::{AveragePace, BodyRate};
 use peer::Manner;
 use respond::Answer;
 use target::Target;
@@ -79,6 +84,8 @@ pub struct Edge {
     fleet: Arc<Fleet>,
     door: Arc<Door>,
     timeouts: Timeouts,
+    limits: HeadLimits,
+    body_rate: BodyRate,
     redirect_port: u16,
     tunnels: TaskTracker,
     access_log: Option<Arc<AccessLog>>,
@@ -92,12 +99,16 @@ impl Edge {
         fleet: Arc<Fleet>,
         door: Arc<Door>,
         timeouts: Timeouts,
+        limits: &Limits,
     ) -> Self {
+        let body_rate = BodyRate::new(limits, &timeouts);
         Self {
             table,
             fleet,
             door,
             timeouts,
+            limits: HeadLimits::new(limits),
+            body_rate,
             redirect_port: 443,
             tunnels: TaskTracker::new(),
             access_log: None,
@@ -132,6 +143,9 @@ impl Edge {
         downstream: &mut Downstream,
         ctx: &mut Ctx,
     ) -> Result<(), access::Closed> {
+        if let Some(answer) = ctx.answer {
+            return Err(answer.into());
+        }
         let target = Arc::clone(ctx.target.insert(Target::of(downstream, &self.table)?));
         if let Some(acme) = &self.acme {
             acme.want(&target.host);
@@ -141,6 +155,21 @@ impl Edge {
         }
         let is_upgrade = ctx.manner.is_upgrade();
         ctx.entered = access::enter(&self.door, downstream, &target, is_upgrade).await?;
+        Ok(())
+    }
+
+    /// What the request is refused for before it is looked at.
+    fn framed(&self, downstream: &mut Downstream, ctx: &Ctx) -> Result<(), Refusal> {
+        let Some(connection) = &ctx.connection else { return Ok(()) };
+        if connection.is_http2() {
+            self.limits.check_http2(downstream.req_header())?;
+        } else {
+            connection.heads.next()?;
+        }
+        if connection.is_http2() || connection.heads.has_underscores() {
+            let all = self.limits.drops_underscores();
+            headers::drop_underscored(downstream.req_header_mut(), all);
+        }
         Ok(())
     }
 
@@ -221,9 +250,19 @@ pub struct Ctx {
     connect_took: Duration,
     connect_failed: Option<Instant>,
     connection: Option<Arc<Connection>>,
+    /// Of an HTTP/2 request's body, as long as it may not come as slowly as it likes.
+    body: Option<AveragePace>,
 }
 
 impl Ctx {
+    /// Whether the rest of the request's body may come as slowly as it likes.
+    fn set_patient(&mut self, is_patient: bool) {
+        if let Some(connection) = &self.connection {
+            connection.heads.set_patient(is_patient);
+        }
+        self.body = (!is_patient).then(AveragePace::default);
+    }
+
     /// What the access log says of the request, which has ended.
     fn access<'a>(&'a self, downstream: &'a Downstream, status: u16) -> Access<'a> {
         let request = downstream.req_header();
@@ -249,6 +288,9 @@ impl Ctx {
 
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
     fn take_over(&mut self, tunnels: &TaskTracker, is_websocket: bool) {
+        if let Some(connection) = self.connection.as_ref().filter(|_| self.manner.is_upgrade()) {
+            connection.heads.upgrade();
+        }
         let tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
         if tls {
             return;
@@ -302,6 +344,7 @@ impl ProxyHttp for Edge {
             connect_took: Duration::ZERO,
             connect_failed: None,
             connection: None,
+            body: None,
         }
     }
 
@@ -315,6 +358,7 @@ impl ProxyHttp for Edge {
             ctx.early = connection.take_early();
             ctx.connection = Some(Arc::clone(connection));
         }
+        ctx.answer = self.framed(downstream, ctx).err().map(Answer::Unframed);
         downstream.set_read_timeout(Some(self.timeouts.client_body));
         headers::drop_stray_upgrade(downstream.req_header_mut());
         // Bytes of a next request that come during a hold are kept for it. Pingora, once it keeps
@@ -322,6 +366,11 @@ impl ProxyHttp for Edge {
         // Test: a_client_that_sends_on_and_leaves_before_the_101_gives_its_lease_back.
         ctx.manner = Manner::of(downstream.req_header());
         downstream.set_pipelining_enabled(!ctx.manner.is_patient());
+        ctx.set_patient(ctx.manner.is_patient());
+        if downstream.is_http2() {
+            // Of what goes by HTTP/1, and of the connection, the inlet's stream knows more.
+            downstream.set_write_timeout(Some(self.timeouts.client_write));
+        }
         if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
         }
@@ -332,7 +381,8 @@ impl ProxyHttp for Edge {
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
         let path = downstream.req_header().uri.path();
         // Before there is a route: the ACME server's question wakes nobody.
-        if let Some(file) = self.acme.as_ref().and_then(|acme| acme.file(path)) {
+        let acme = self.acme.as_ref().filter(|_| ctx.answer.is_none());
+        if let Some(file) = acme.and_then(|acme| acme.file(path)) {
             respond::challenge(downstream, file, ctx.id.as_str()).await?;
             return Ok(true);
         }
@@ -350,6 +400,24 @@ impl ProxyHttp for Edge {
                 Ok(true)
             }
         }
+    }
+
+    /// The inlet paces what comes by HTTP/1, and sees nothing of the streams of HTTP/2.
+    async fn request_body_filter(
+        &self,
+        downstream: &mut Downstream,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let Some(pace) = ctx.body.as_mut().filter(|_| !end && downstream.is_http2()) else {
+            return Ok(());
+        };
+        if pace.is_too_slow(body.as_ref().map_or(0, Bytes::len), self.body_rate) {
+            ctx.answer = Some(Answer::BodyTimedOut);
+            return Err(Error::new_str("a body below limits.body_rate"));
+        }
+        Ok(())
     }
 
     async fn upstream_peer(
@@ -423,6 +491,9 @@ impl ProxyHttp for Edge {
         ctx.entered.tell(&target.route.recipe.access, upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
+        if let Some(codings) = framing::inner_codings(&downstream.req_header().headers) {
+            upstream.insert_header(header::TRANSFER_ENCODING, codings)?;
+        }
         for (name, value) in target.route.set_headers(&target.host) {
             upstream.insert_header(name, value)?;
         }
@@ -441,6 +512,7 @@ impl ProxyHttp for Edge {
         // From here on both sides may stream as slowly as they like.
         if headers::has_body(downstream.req_header(), answer) {
             downstream.set_read_timeout(None);
+            ctx.set_patient(true);
         }
         ctx.id.answer(answer)?;
         if let Some(target) = &ctx.target {
@@ -452,6 +524,9 @@ impl ProxyHttp for Edge {
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
             ctx.entered.select(answer)?;
             ctx.take_over(&self.tunnels, headers::is_websocket(downstream.req_header()));
+        } else if ctx.manner.is_upgrade() {
+            // What the client may have sent behind it is no request.
+            downstream.set_keepalive(None);
         }
         Ok(())
     }
@@ -462,10 +537,11 @@ impl ProxyHttp for Edge {
         downstream: &mut Downstream,
         _: &mut Option<Bytes>,
         end: bool,
-        _: &mut Ctx,
+        ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if end {
             downstream.set_read_timeout(Some(self.timeouts.client_body));
+            ctx.set_patient(false);
         }
         Ok(None)
     }
@@ -541,7 +617,14 @@ fn is_tls(kind: &ErrorType) -> bool {
 
 /// What Pingora's error means for the client.
 fn answer_to(error: &Error, ctx: &Ctx) -> Answer {
+    let heads = ctx.connection.as_ref().map(|connection| &connection.heads);
     match (error.esource(), error.etype()) {
+        (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_bad()) => {
+            Answer::Unframed(Refusal::Chunk)
+        }
+        (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_slow()) => {
+            Answer::BodyTimedOut
+        }
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Answer::BodyTimedOut,
         (
             ErrorSource::Downstream,

@@ -128,9 +128,10 @@ impl Route {
         self.recipe.tls.is_some()
     }
 
-    /// Whether a wake may begin before a request is seen: whoever may connect may also ask.
+    /// Whether a wake may begin before a request is seen: whoever may connect from an address may
+    /// also ask. Which addresses says [`access::Access::admits_address`].
     pub fn may_wake_unseen(&self) -> bool {
-        true
+        self.recipe.access.is_of_address()
     }
 
     /// The headers to set on every request to the instance of `host`, over the client's own, named as

@@ -7,7 +7,7 @@ use std::{fs, path::Path, time::Duration};
 use dormouse::{
     config::{
         AdminAddress, ClientAuth, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
-        TlsVersion,
+        GetBody, TlsVersion, Underscores,
     },
     route::{EngineKind, RouteError, load_dir},
     schema::{SchemaFile, reference},
@@ -45,11 +45,19 @@ fn an_empty_file_gives_the_documented_defaults() {
     let limits = &config.limits;
     let all = [limits.held, limits.starts, limits.connections, limits.sessions];
     assert_eq!(all, [10_000, 8, 50_000, 100_000]);
+    let sizes = [limits.head, limits.uri, limits.body_rate];
+    assert_eq!((limits.headers, sizes), (200, [64 * 1024, 16 * 1024, 500]));
+    let words = (limits.underscores, limits.get_body);
+    assert_eq!(words, (Underscores::Drop, GetBody::Refuse));
+    let http2 = &config.http2;
+    assert_eq!([http2.streams, http2.resets, http2.error_resets], [100, 20, 100]);
     let seconds = |duration: Duration| duration.as_secs();
     let timeouts = &config.timeouts;
     assert_eq!(timeouts.handshake, timeouts.client_head);
     let client = [timeouts.client_head, timeouts.client_body, timeouts.client_idle];
     assert_eq!(client.map(seconds), [10, 60, 75]);
+    let slow = [timeouts.client_body_grace, timeouts.client_write];
+    assert_eq!(slow.map(seconds), [20, 60]);
     let upstream = [timeouts.connect, timeouts.answer, timeouts.upstream_idle];
     assert_eq!(upstream.map(seconds), [5, 300, 4]);
     assert_eq!(config.shutdown.drain, Duration::from_secs(30));

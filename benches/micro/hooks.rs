@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use divan::Bencher;
 use dormouse::{
     access::Door,
-    config::{Links, Timeouts},
+    config::{Limits, Links, Timeouts},
     edge::{Connections, Edge, Listener},
     session::Address,
 };
@@ -87,9 +87,11 @@ impl Bed {
             fleet
         });
         let door = Door::open(&Links::default(), self.folder.path()).expect("a door");
-        let proxy = http_proxy(&conf(), Edge::new(table, fleet, door, Timeouts::default()));
+        let limits = Limits::default();
+        let edge = Edge::new(table, fleet, door, Timeouts::default(), &limits);
+        let proxy = http_proxy(&conf(), edge);
         let connections = Arc::new(Connections::new(10));
-        Arc::new(Listener::new(proxy, connections, Duration::from_secs(10)))
+        Arc::new(Listener::new(proxy, connections, &limits, &Timeouts::default()))
     }
 
     fn requests(&self, bencher: Bencher<'_, '_>, mut client: DuplexStream, host: &str, end: &str) {

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Admin, AdminAddress, ClientAuth, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
-    Entrance, Limits, Links, Listen, Networks, Paths, Timeouts, acme,
+    Entrance, Http2, Limits, Links, Listen, Networks, Paths, Timeouts, acme,
     file::{ConfigFile, EngineTable, KindWord, LinksTable},
     listen::{ClientAuthWord, Entry, HttpEntry, HttpsEntry, ListenTable},
 };
@@ -23,6 +23,13 @@ const OWNER: &str = "dormouse";
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// It stands in every token.
 const KEY_ID_MAX: usize = 32;
+/// What Pingora reads at most of a head.
+const HEADERS_MAX: u32 = 256;
+const HEAD_MAX: u64 = 1024 * 1024;
+const HEAD_MIN: u64 = 1024;
+/// RFC 9113, 6.9.1 and 6.9.2.
+const WINDOW_MAX: u64 = i32::MAX as u64;
+const WINDOW_MIN: u64 = 65_535;
 const FORMS: &str = "expected unix:///path, tcp://HOST:PORT, https://HOST:PORT or \
                      ssh://[USER@]HOST[:PORT]";
 
@@ -42,6 +49,7 @@ pub(super) fn parse(
         admin,
         paths,
         limits,
+        http2,
         timeouts,
         shutdown,
         links,
@@ -54,6 +62,7 @@ pub(super) fn parse(
         check.found.value(&["tls", "redirect_port"], "`redirect_port` starts at 1");
     }
     check.limits(&limits);
+    check.http2(&http2);
     check.timeouts(&timeouts);
     let links = check.links(links);
     let engines = check.engines(engines.unwrap_or_else(default_engines));
@@ -77,6 +86,7 @@ pub(super) fn parse(
         admin,
         paths,
         limits,
+        http2,
         timeouts,
         shutdown,
         links,
@@ -179,15 +189,52 @@ impl Check<'_> {
     }
 
     fn limits(&mut self, limits: &Limits) {
-        let Limits { held, starts, connections, sessions } = *limits;
         let all = [
-            ("held", held),
-            ("starts", starts),
-            ("connections", connections),
-            ("sessions", sessions),
+            ("held", limits.held),
+            ("starts", limits.starts),
+            ("connections", limits.connections),
+            ("sessions", limits.sessions),
+            ("headers", limits.headers),
         ];
         for (key, _) in all.iter().filter(|(_, limit)| *limit == 0) {
             self.found.value(&["limits", key], format!("`{key}` starts at 1"));
+        }
+        if HEADERS_MAX < limits.headers {
+            let wrong = format!("`headers` is at most {HEADERS_MAX}");
+            self.found.value(&["limits", "headers"], wrong);
+        }
+        if !(HEAD_MIN..=HEAD_MAX).contains(&limits.head) {
+            self.found.value(&["limits", "head"], "`head` is from 1 KiB to 1 MiB");
+        }
+        if limits.head < limits.uri {
+            let wrong = "`uri` is part of the head, and so at most `limits.head`";
+            self.found.value(&["limits", "uri"], wrong);
+        }
+    }
+
+    fn http2(&mut self, http2: &Http2) {
+        let counts = [
+            ("streams", http2.streams),
+            ("resets", http2.resets),
+            ("error_resets", http2.error_resets),
+        ];
+        for (key, _) in counts.iter().filter(|(_, limit)| *limit == 0) {
+            self.found.value(&["http2", key], format!("`{key}` starts at 1"));
+        }
+        let sizes = [
+            ("stream_window", http2.stream_window, WINDOW_MAX),
+            ("connection_window", http2.connection_window, WINDOW_MAX),
+            ("send_buffer", http2.send_buffer, u32::MAX.into()),
+            ("header_list", http2.header_list, HEAD_MAX),
+            ("header_table", http2.header_table, HEAD_MAX),
+        ];
+        for (key, _, max) in sizes.iter().filter(|(_, size, max)| max < size) {
+            self.found.value(&["http2", key], format!("`{key}` is at most {max} bytes"));
+        }
+        if http2.connection_window < WINDOW_MIN {
+            // RFC 9113, 6.9.2: it begins with this much and cannot be made smaller.
+            let wrong = format!("`connection_window` is at least {WINDOW_MIN} bytes");
+            self.found.value(&["http2", "connection_window"], wrong);
         }
     }
 
@@ -196,6 +243,8 @@ impl Check<'_> {
             ("handshake", timeouts.handshake),
             ("client_head", timeouts.client_head),
             ("client_body", timeouts.client_body),
+            ("client_body_grace", timeouts.client_body_grace),
+            ("client_write", timeouts.client_write),
             ("client_idle", timeouts.client_idle),
             ("connect", timeouts.connect),
             ("answer", timeouts.answer),

@@ -11,11 +11,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{
     AdminAddress,
     acme::AcmeTable,
+    http::{GetBody, Http2, Underscores},
     listen::{ListenTable, Tls},
 };
 use crate::route::{
     EngineKind,
-    text::{self, AddressText, DurationText, Text, duration},
+    text::{self, AddressText, DurationText, SizeText, Text, duration, size},
 };
 
 /// The edge's own settings. Every key has a default; no file at all works too. Relative paths
@@ -33,6 +34,8 @@ pub(crate) struct ConfigFile {
     pub(crate) paths: PathsTable,
     /// The most of everything that could otherwise grow.
     pub(crate) limits: Limits,
+    /// What one HTTP/2 connection may cost.
+    pub(crate) http2: Http2,
     /// How long to wait for others. None of these cuts an open WebSocket or a flowing stream.
     pub(crate) timeouts: Timeouts,
     /// How to end.
@@ -88,6 +91,31 @@ pub struct Limits {
     /// The most sessions kept in memory; those long asleep are forgotten first.
     #[schemars(range(min = 1))]
     pub sessions: u32,
+    /// A request's head, all of it; a longer one gets 431. At most 1 MiB.
+    #[serde(with = "size")]
+    #[schemars(with = "SizeText")]
+    pub head: u64,
+    /// The most headers of a request; one more gets 431. At most 256.
+    #[schemars(range(min = 1, max = 256))]
+    pub headers: u32,
+    /// A request's target, path and query; a longer one gets 414.
+    #[serde(with = "size")]
+    #[schemars(with = "SizeText")]
+    pub uri: u64,
+    /// A header with `_` in its name, which many instances take for one with `-`, such as
+    /// `X_Forwarded_For`: `"drop"` takes it out, `"refuse"` answers 400, `"pass"` passes it on.
+    /// Those that could be taken for the framing of the body are refused in any case.
+    pub underscores: Underscores,
+    /// A `GET` with a body, which instances that expect none take for a second request:
+    /// `"refuse"` answers 400, `"pass"` passes it on. One with `Transfer-Encoding`, and a `HEAD`
+    /// with a body, are refused in any case.
+    pub get_body: GetBody,
+    /// The fewest bytes a second of a request's body, on average, while the edge waits for them
+    /// and until the answer begins; a slower one gets 408. Not for WebSocket, SSE and gRPC, and
+    /// what the instance or a wake takes does not count.
+    #[serde(with = "size")]
+    #[schemars(with = "SizeText")]
+    pub body_rate: u64,
 }
 
 /// `[timeouts]`.
@@ -106,6 +134,15 @@ pub struct Timeouts {
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub client_body: Duration,
+    /// Waiting for a request's body before `limits.body_rate` counts, and how far a fast start
+    /// carries.
+    #[serde(with = "duration")]
+    #[schemars(with = "DurationText")]
+    pub client_body_grace: Duration,
+    /// A client that takes no byte of what there is for it.
+    #[serde(with = "duration")]
+    #[schemars(with = "DurationText")]
+    pub client_write: Duration,
     /// A client's connection without a request (keep-alive).
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
@@ -230,7 +267,18 @@ impl Default for LinksTable {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { held: 10_000, starts: 8, connections: 50_000, sessions: 100_000 }
+        Self {
+            held: 10_000,
+            starts: 8,
+            connections: 50_000,
+            sessions: 100_000,
+            head: 64 * 1024,
+            headers: 200,
+            uri: 16 * 1024,
+            underscores: Underscores::Drop,
+            get_body: GetBody::Refuse,
+            body_rate: 500,
+        }
     }
 }
 
@@ -240,6 +288,8 @@ impl Default for Timeouts {
             handshake: Duration::from_secs(10),
             client_head: Duration::from_secs(10),
             client_body: Duration::from_secs(60),
+            client_body_grace: Duration::from_secs(20),
+            client_write: Duration::from_secs(60),
             client_idle: Duration::from_secs(75),
             connect: Duration::from_secs(5),
             answer: Duration::from_secs(5 * 60),

@@ -11,11 +11,7 @@ use pingora::{
 };
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::{
-    client, hold,
-    respond::Answer,
-    target::Target,
-};
+use super::{client, hold, respond::Answer, target::Target};
 use crate::{
     access::{Carried, Decision, Door, Entry, Grant, Passed, Refusal, Request, Without},
     route::access::Access,

@@ -3,7 +3,7 @@
 use std::{fmt::Write, net::IpAddr, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::{
     ErrorType, OrErr, Result,
     http::{RequestHeader, ResponseHeader},
@@ -12,7 +12,7 @@ use pingora::{
 
 use super::{
     client::{self, Peer},
-    forwarded,
+    forwarded, framing,
     target::Target,
 };
 use crate::fleet::Held;
@@ -169,29 +169,37 @@ fn node(hop: Option<IpAddr>) -> String {
     }
 }
 
-/// Whether the body's length is said in one number. Pingora passes `5, 5` on as it is, which not
-/// every instance reads as 5. Test: an_ambiguous_request_does_not_become_two.
-pub(super) fn has_plain_length(headers: &HeaderMap) -> bool {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    match (lengths.next(), lengths.next()) {
-        (Some(length), None) => length.as_bytes().iter().all(u8::is_ascii_digit),
-        (length, _) => length.is_none(),
+/// RFC 9110, 7.8: an `Upgrade` counts only where `Connection` names it, and not in HTTP/1.0. Pingora
+/// reads the first alone, and would make an upgrade of it that the client never asked for. An offer
+/// of h2c is never taken. As `framing` has it.
+pub(super) fn drop_stray_upgrade(request: &mut RequestHeader) {
+    let headers = &request.headers;
+    if !headers.contains_key(header::UPGRADE) {
+        return;
+    }
+    let any = |name, is: fn(&[u8]) -> bool| {
+        headers.get_all(name).iter().any(|value| is(value.as_bytes()))
+    };
+    let named = any(header::CONNECTION, framing::names_upgrade);
+    if !named || any(header::UPGRADE, framing::names_h2c) || request.version == Version::HTTP_10 {
+        request.remove_header(&header::UPGRADE);
     }
 }
 
-/// RFC 9110, 7.8: an `Upgrade` counts only where `Connection` names it. Pingora reads the first
-/// alone, and would make an upgrade of it that the client never asked for.
-pub(super) fn drop_stray_upgrade(request: &mut RequestHeader) {
-    if !request.headers.contains_key(header::UPGRADE) {
-        return;
-    }
-    let named = request.headers.get_all(header::CONNECTION).iter().any(|connection| {
-        connection.to_str().is_ok_and(|names| {
-            names.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
-        })
-    });
-    if !named {
-        request.remove_header(&header::UPGRADE);
+/// Takes out the headers with `_` in their names: all, or those alone which an instance that takes
+/// `_` for `-` would take for the edge's own.
+pub(super) fn drop_underscored(request: &mut RequestHeader, all: bool) {
+    let ours = |name: &str| {
+        let name = name.replace('_', "-");
+        let said = [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST];
+        said.iter().any(|said| said.eq_ignore_ascii_case(&name))
+            || FORGED.iter().any(|forged| *forged == *name)
+    };
+    let is_underscored = |name: &&HeaderName| name.as_str().contains('_');
+    let names = request.headers.keys().filter(is_underscored);
+    let names: Vec<_> = names.filter(|name| all || ours(name.as_str())).cloned().collect();
+    for name in names {
+        request.remove_header(&name);
     }
 }
 

@@ -8,7 +8,7 @@ use pingora::{Result, http::ResponseHeader, proxy::Session as Downstream};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{headers, target::Target};
+use super::{framing, headers, target::Target};
 use crate::{
     access::{Flaw, Refusal as Closed},
     fleet::{HoldEnd, Phase, Refusal},
@@ -35,6 +35,8 @@ pub(super) enum Answer {
     ToHttps(u16),
     /// The request cannot be understood.
     BadRequest,
+    /// The request could be understood in more than one way, or is beyond a limit.
+    Unframed(framing::Refusal),
     /// The request's body came too slowly.
     BodyTimedOut,
     /// It may not enter.
@@ -83,6 +85,7 @@ impl Answer {
             Self::ToHttps(_) => 308,
             Self::Misdirected => 421,
             Self::BadHost | Self::BadRequest => 400,
+            Self::Unframed(refusal) => refusal.status(),
             Self::NoSuchHost | Self::NoSuchChallenge | Self::Refused(Refusal::Retired) => 404,
             Self::WakeFailed(Failure::Retired, _) => 404,
             Self::BodyTimedOut => 408,
@@ -113,6 +116,7 @@ impl Answer {
             Self::BadHost | Self::BadRequest => "bad_request",
             Self::Misdirected => "misdirected",
             Self::ToHttps(_) => "to_https",
+            Self::Unframed(refusal) => refusal.reason(),
             Self::BodyTimedOut => "body_timeout",
             Self::Access(Closed::Unknown { .. }) => "unauthorized",
             Self::Access(Closed::Link(Flaw::Missing)) => "link_missing",
@@ -175,6 +179,7 @@ impl Answer {
                 ("Misdirected request", "This connection is another host's. Open one of its own.")
             }
             Self::ToHttps(_) => ("Use HTTPS", "This host is served over HTTPS."),
+            Self::Unframed(refusal) => ("Bad request", refusal.says()),
             Self::BodyTimedOut => ("Request too slow", "The request's body came too slowly."),
             Self::Refused(Refusal::SessionFull | Refusal::HeldFull | Refusal::SessionsFull) => {
                 ("Too many requests are waiting", "Try again in a moment.")
@@ -264,7 +269,11 @@ pub(super) async fn send_with(
     }
     let page = wants_page(downstream);
     let head_only = downstream.req_header().method == Method::HEAD;
-    if !downstream.as_downstream_mut().is_body_empty() {
+    // What comes behind an upgrade that is not granted is no request, nor what is behind one that
+    // could not be framed.
+    let is_upgrade = downstream.req_header().headers.contains_key(header::UPGRADE);
+    let ends = is_upgrade || matches!(answer, Answer::Unframed(_));
+    if ends || !downstream.as_downstream_mut().is_body_empty() {
         downstream.set_keepalive(None);
     }
     let (body, kind) = if page {

@@ -7,11 +7,7 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwap;
 use pingora::{http::RequestHeader, proxy::Session as Downstream};
 
-use super::{
-    headers::{self, Forwarding},
-    listen::Connection,
-    respond::Answer,
-};
+use super::{headers::Forwarding, listen::Connection, respond::Answer};
 use crate::route::{Route, RouteTable, canonical_host};
 
 /// A host and its route.
@@ -34,9 +30,6 @@ impl Target {
         table: &ArcSwap<RouteTable>,
     ) -> Result<Arc<Self>, Answer> {
         let request = downstream.req_header();
-        if !headers::has_plain_length(&request.headers) {
-            return Err(Answer::BadRequest);
-        }
         let named = one_host(request)?;
         let table = table.load();
         let last = Connection::of(downstream.digest()).map(|connection| &connection.target);

@@ -27,7 +27,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{connections::Place, dial::Socket, frames::Frames};
+use super::{connections::Place, dial::Socket, frames::Frames, pace::Paced};
 use crate::{access::Grant, fleet::Lease};
 
 /// How long one side may say nothing after the other has ended.
@@ -47,7 +47,7 @@ thread_local! {
 /// A client's connection and its place among `limits.connections`.
 #[derive(Debug)]
 pub(super) struct Client {
-    pub(super) stream: Stream,
+    pub(super) stream: Paced<Stream>,
     pub(super) place: Place,
 }
 

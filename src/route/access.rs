@@ -166,11 +166,6 @@ impl Policy {
             Self::Forward => "forward",
         }
     }
-
-    /// Whether a connection decides it, without a request.
-    pub fn is_of_connection(self) -> bool {
-        matches!(self, Self::Addresses | Self::Mtls)
-    }
 }
 
 impl Access {
@@ -205,10 +200,17 @@ impl Access {
         self.require.iter().flatten().any(|other| *other == policy)
     }
 
-    /// Whether a connection decides it all, so that a session may wake before its request is seen.
-    /// Whether it may is `access::Door::admits_connection`.
-    pub fn is_of_connection(&self) -> bool {
-        self.require.iter().all(|any| any.iter().any(|policy| policy.is_of_connection()))
+    /// Whether an address alone may decide it, so that a session can wake before its request is
+    /// seen: a certificate comes after the ClientHello. Whom it lets in says
+    /// [`Access::admits_address`].
+    pub fn is_of_address(&self) -> bool {
+        self.require.iter().all(|any| any.contains(&Policy::Addresses))
+    }
+
+    /// Whether whoever comes from this address may enter, whatever it asks for.
+    pub fn admits_address(&self, address: Option<IpAddr>) -> bool {
+        let admits = |addresses: &Addresses| address.is_some_and(|one| addresses.admits(one));
+        self.is_of_address() && self.addresses.as_ref().is_none_or(admits)
     }
 
     /// The headers in which the instance is told something: no client may send them.

@@ -67,17 +67,8 @@ pub(super) fn parse(
 ) -> Result<(Route, Position), Vec<RouteError>> {
     let (shape, source) = Source::parse::<RouteFile>(file, text)?;
     let mut found = Findings::new(&source);
-    let RouteFile {
-        host,
-        engine,
-        instance,
-        ready,
-        wake,
-        idle,
-        tls: client_tls,
-        upstream,
-        access,
-    } = shape;
+    let RouteFile { host, engine, instance, ready, wake, idle, tls: client_tls, upstream, access } =
+        shape;
     let host = match HostPattern::parse(&host) {
         Ok(host) => host,
         Err(wrong) => {

@@ -127,6 +127,19 @@ impl Text for SizeText {
     }
 }
 
+/// `#[serde(with = "size")]` for a plain number of bytes.
+pub(crate) mod size {
+    use super::{Deserializer, Serialize, Serializer, SizeText};
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        super::read::<SizeText, D>(from).map(|text| text.0)
+    }
+
+    pub(crate) fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+        SizeText(*value).serialize(to)
+    }
+}
+
 impl<'de> Deserialize<'de> for SizeText {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         read(from)

@@ -8,10 +8,14 @@ mod access;
 mod access_log;
 mod acme;
 mod admin;
+mod desync;
 mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 #[path = "../support/dockerd.rs"]
 mod dockerd;
+mod early;
+mod floods;
+mod framing;
 mod grpc;
 mod guest;
 mod h2;
@@ -22,6 +26,7 @@ mod limits;
 mod proxies;
 mod routes;
 mod signals;
+mod slow;
 mod sni;
 mod streams;
 mod support;

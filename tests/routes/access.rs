@@ -33,12 +33,22 @@ fn policies_combine_by_all_or_any_or_a_list() {
 }
 
 #[test]
-fn only_what_a_connection_shows_may_be_decided_by_it() {
-    let decided = |text: &str| access(&format!("[access]\n{text}")).is_of_connection();
-    assert!(decided("mtls = {}\naddresses = { deny = [\"::/0\"] }"));
-    assert!(decided("require = \"any\"\nmtls = {}\nlink = true"));
-    assert!(!decided("mtls = {}\nlink = true"));
-    assert!(!decided("link = true"));
+fn only_what_an_address_decides_may_be_decided_without_a_request() {
+    let ten = Some("10.1.1.1".parse().unwrap());
+    let decided = |text: &str| {
+        let access = access(&format!("[access]\n{text}"));
+        (access.is_of_address(), access.admits_address(ten), access.admits_address(None))
+    };
+    assert_eq!(decided(""), (true, true, true));
+    assert_eq!(decided("addresses = { allow = [\"10.0.0.0/8\"] }"), (true, true, false));
+    assert_eq!(decided("addresses = { deny = [\"10.0.0.0/8\"] }"), (true, false, false));
+    let any = "require = \"any\"\nlink = true\naddresses = { allow = [\"10.0.0.0/8\"] }";
+    assert_eq!(decided(any), (true, true, false));
+    for needs_more in
+        ["mtls = {}", "link = true", "link = true\naddresses = { allow = [\"::/0\"] }"]
+    {
+        assert_eq!(decided(needs_more), (false, false, false), "{needs_more}");
+    }
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod early;
 mod forwarded;
 mod frames;
 mod framing;
+#[doc(hidden)]
+pub mod fuzz;
 mod headers;
 mod hold;
 mod inlet;

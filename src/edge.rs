@@ -4,9 +4,14 @@
 //!
 //! It must not know engines.
 
+mod access;
+mod arrive;
 mod client;
 mod connections;
 mod dial;
+mod early;
+mod forwarded;
+mod frames;
 mod framing;
 mod headers;
 mod hold;
@@ -14,8 +19,10 @@ mod inlet;
 mod listen;
 mod pace;
 mod peer;
+mod proxy_protocol;
 mod respond;
 mod target;
+mod tls;
 mod tunnel;
 
 use std::{
@@ -38,10 +45,15 @@ use pingora::{
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+pub use arrive::Entrances;
 pub use connections::Connections;
+pub use early::Unseen;
 pub use listen::{Listener, http2_options};
+pub use tls::TlsError;
 
 use crate::{
+    access::Door,
+    acme::Acme,
     config::{Limits, Timeouts},
     fleet::{Fleet, Held, Lease, Verdict},
     metrics::METRICS,
@@ -49,6 +61,8 @@ use crate::{
     route::RouteTable,
     session::{Generation, machine::Asker},
 };
+use access::Entered;
+use early::Early;
 use framing::{HeadLimits, Refusal};
 use headers::RequestId;
 use listen::Connection;
@@ -56,7 +70,7 @@ use pace::{AveragePace, BodyRate};
 use peer::Manner;
 use respond::Answer;
 use target::Target;
-use tunnel::Takeover;
+use tunnel::{Ending, Takeover};
 
 /// How often one request may try to connect.
 const CONNECTS_MAX: u32 = 3;
@@ -68,31 +82,80 @@ const TOO_LATE: ErrorType = ErrorType::Custom("its life was over before it was c
 pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
+    door: Arc<Door>,
     timeouts: Timeouts,
     limits: HeadLimits,
     body_rate: BodyRate,
+    redirect_port: u16,
     tunnels: TaskTracker,
     access_log: Option<Arc<AccessLog>>,
+    acme: Option<Arc<Acme>>,
 }
 
 impl Edge {
-    /// Serves the sessions of `table` from `fleet`.
+    /// Serves the sessions of `table` from `fleet` to whomever `door` lets in.
     pub fn new(
         table: Arc<ArcSwap<RouteTable>>,
         fleet: Arc<Fleet>,
+        door: Arc<Door>,
         timeouts: Timeouts,
         limits: &Limits,
     ) -> Self {
         let body_rate = BodyRate::new(limits, &timeouts);
-        let limits = HeadLimits::new(limits);
-        let tunnels = TaskTracker::new();
-        Self { table, fleet, timeouts, limits, body_rate, tunnels, access_log: None }
+        Self {
+            table,
+            fleet,
+            door,
+            timeouts,
+            limits: HeadLimits::new(limits),
+            body_rate,
+            redirect_port: 443,
+            tunnels: TaskTracker::new(),
+            access_log: None,
+            acme: None,
+        }
+    }
+
+    /// Answers http-01 challenges, and lets requests cause orders where that is on.
+    #[must_use]
+    pub fn with_acme(mut self, acme: Option<Arc<Acme>>) -> Self {
+        self.acme = acme;
+        self
+    }
+
+    /// Redirects to HTTPS name this port instead of 443.
+    #[must_use]
+    pub fn with_redirect_port(mut self, port: u16) -> Self {
+        self.redirect_port = port;
+        self
     }
 
     /// Each request is written to `log`.
-    pub fn log_to(mut self, log: Option<Arc<AccessLog>>) -> Self {
+    #[must_use]
+    pub fn with_access_log(mut self, log: Option<Arc<AccessLog>>) -> Self {
         self.access_log = log;
         self
+    }
+
+    /// What is answered before anybody wakes, and whom the request is for otherwise.
+    async fn before_wake(
+        &self,
+        downstream: &mut Downstream,
+        ctx: &mut Ctx,
+    ) -> Result<(), access::Closed> {
+        if let Some(answer) = ctx.answer {
+            return Err(answer.into());
+        }
+        let target = Arc::clone(ctx.target.insert(Target::of(downstream, &self.table)?));
+        if let Some(acme) = &self.acme {
+            acme.want(&target.host);
+        }
+        if target.route.recipe.client_tls.redirect && !client::is_https(downstream) {
+            return Err(Answer::ToHttps(self.redirect_port).into());
+        }
+        let is_upgrade = ctx.manner.is_upgrade();
+        ctx.entered = access::enter(&self.door, downstream, &target, is_upgrade).await?;
+        Ok(())
     }
 
     /// What the request is refused for before it is looked at.
@@ -121,7 +184,8 @@ impl Edge {
         if let Some(failed) = ctx.connect_failed.take() {
             self.after_failed_connect(ctx, failed).await?;
         }
-        let lease = match ctx.lease.take() {
+        let early = ctx.early.take().and_then(|early| early.for_host(host));
+        let lease = match ctx.lease.take().or(early) {
             Some(lease) => lease,
             None => self
                 .fleet
@@ -137,8 +201,12 @@ impl Edge {
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
         let (tls, takeover) = (route.tls(host), ctx.takeover.clone());
-        peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts)
-            .map_err(|_| Answer::Internal)
+        let peer = peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts);
+        let mut peer = peer.map_err(|_| Answer::Internal)?;
+        if let Some(grant) = ctx.entered.grant() {
+            peer::set_apart(&mut peer, grant.number());
+        }
+        Ok(peer)
     }
 
     /// A refused connection is a reason to ask the engine, not to give the instance up.
@@ -167,12 +235,15 @@ pub struct Ctx {
     began: Instant,
     id: RequestId,
     target: Option<Arc<Target>>,
+    entered: Entered,
     manner: Manner,
     takeover: Option<Arc<Takeover>>,
     lease: Option<Lease>,
     /// Of the last lease, which may be the tunnel's by now.
     generation: Option<Generation>,
     held: Option<Held>,
+    /// What was leased at the handshake.
+    early: Option<Early>,
     answer: Option<Answer>,
     connects: u32,
     connect_began: Option<Instant>,
@@ -216,7 +287,7 @@ impl Ctx {
     }
 
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
-    fn take_over(&mut self, tunnels: &TaskTracker) {
+    fn take_over(&mut self, tunnels: &TaskTracker, is_websocket: bool) {
         if let Some(connection) = self.connection.as_ref().filter(|_| self.manner.is_upgrade()) {
             connection.heads.upgrade();
         }
@@ -228,7 +299,9 @@ impl Ctx {
             return;
         };
         if let Some(lease) = self.lease.take() {
-            tunnels.spawn(takeover.begin(lease));
+            let grant = self.entered.grant().cloned();
+            let ending = grant.map(|grant| Ending::new(grant, is_websocket));
+            tunnels.spawn(takeover.begin(lease, ending));
             // A connection is upgraded once.
             let _ = connection.takeover.set(takeover);
         }
@@ -258,11 +331,13 @@ impl ProxyHttp for Edge {
             began: Instant::now(),
             id: RequestId::none(),
             target: None,
+            entered: Entered::default(),
             manner: Manner::default(),
             takeover: None,
             lease: None,
             generation: None,
             held: None,
+            early: None,
             answer: None,
             connects: 0,
             connect_began: None,
@@ -280,6 +355,7 @@ impl ProxyHttp for Edge {
         ctx.began = Instant::now();
         if let Some(connection) = Connection::of(downstream.digest()) {
             connection.request_began();
+            ctx.early = connection.take_early();
             ctx.connection = Some(Arc::clone(connection));
         }
         ctx.answer = self.framed(downstream, ctx).err().map(Answer::Unframed);
@@ -303,19 +379,24 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
-        let target = match ctx.answer {
-            Some(answer) => Err(answer),
-            None => Target::of(downstream, &self.table),
-        };
-        match target {
-            Ok(target) => {
-                ctx.target = Some(target);
-                Ok(false)
-            }
-            Err(answer) => {
+        let path = downstream.req_header().uri.path();
+        // Before there is a route: the ACME server's question wakes nobody.
+        let acme = self.acme.as_ref().filter(|_| ctx.answer.is_none());
+        if let Some(file) = acme.and_then(|acme| acme.file(path)) {
+            respond::challenge(downstream, file, ctx.id.as_str()).await?;
+            return Ok(true);
+        }
+        match self.before_wake(downstream, ctx).await {
+            Ok(()) => Ok(false),
+            Err(access::Closed { answer, headers }) => {
                 ctx.answer = Some(answer);
-                METRICS.refused.with_label_values(&[answer.reason()]).inc();
-                respond::send(downstream, answer, ctx.id.as_str()).await?;
+                match answer {
+                    Answer::ToHttps(_) => METRICS.redirected.inc(),
+                    Answer::Exchanged => {}
+                    _ => METRICS.refused.with_label_values(&[answer.reason()]).inc(),
+                }
+                let (id, target) = (ctx.id.as_str(), ctx.target.as_deref());
+                respond::send_with(downstream, answer, id, target, headers).await?;
                 Ok(true)
             }
         }
@@ -358,10 +439,11 @@ impl ProxyHttp for Edge {
         _: &mut Downstream,
         reused: bool,
         _: &HttpPeer,
-        _: std::os::unix::io::RawFd,
+        socket: std::os::unix::io::RawFd,
         _: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        ctx.entered.cut_when_over(socket, &self.tunnels);
         if reused {
             return Ok(());
         }
@@ -405,7 +487,8 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
     ) -> Result<()> {
         let Some(target) = &ctx.target else { return Ok(()) };
-        target.forwarding.say(upstream)?;
+        target.forwarding.say(downstream, upstream)?;
+        ctx.entered.tell(&target.route.recipe.access, upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
         if let Some(codings) = framing::inner_codings(&downstream.req_header().headers) {
@@ -432,11 +515,15 @@ impl ProxyHttp for Edge {
             ctx.set_patient(true);
         }
         ctx.id.answer(answer)?;
+        if let Some(target) = &ctx.target {
+            headers::hsts(answer, downstream, target)?;
+        }
         if let Some(held) = ctx.held {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-            ctx.take_over(&self.tunnels);
+            ctx.entered.select(answer)?;
+            ctx.take_over(&self.tunnels, headers::is_websocket(downstream.req_header()));
         } else if ctx.manner.is_upgrade() {
             // What the client may have sent behind it is no request.
             downstream.set_keepalive(None);
@@ -465,7 +552,8 @@ impl ProxyHttp for Edge {
         error: &Error,
         ctx: &mut Ctx,
     ) -> FailToProxy {
-        let answer = ctx.answer.unwrap_or_else(|| answer_to(error, ctx));
+        let ended = || ctx.entered.is_over().then_some(Answer::AccessEnded);
+        let answer = ctx.answer.or_else(ended).unwrap_or_else(|| answer_to(error, ctx));
         ctx.answer = Some(answer);
         METRICS.refused.with_label_values(&[answer.reason()]).inc();
         let session = ctx.target.as_ref().map_or("", |target| &*target.host);
@@ -481,7 +569,8 @@ impl ProxyHttp for Edge {
         downstream.set_keepalive(None);
         // It has its answer or gets it now: however slowly it takes it, nobody is kept awake for it.
         ctx.lease = None;
-        if !began && respond::send(downstream, answer, id).await.is_err() {
+        let sent = respond::send(downstream, answer, id, ctx.target.as_deref());
+        if !began && sent.await.is_err() {
             ctx.answer = Some(Answer::ClientLeft);
         }
         FailToProxy { error_code: answer.status(), can_reuse_downstream: false }
@@ -491,7 +580,8 @@ impl ProxyHttp for Edge {
         let status = downstream.response_written().map_or(0, |answer| answer.status.as_u16());
         METRICS.count_request(status);
         let host = ctx.target.as_ref().map_or("", |target| &*target.host);
-        tracing::debug!(id = ctx.id.as_str(), session = host, status, "request");
+        let (id, client) = (ctx.id.as_str(), client::address(downstream));
+        tracing::debug!(id, session = host, ?client, status, "request");
         if let Some(log) = &self.access_log {
             log.write(&ctx.access(downstream, status));
         }

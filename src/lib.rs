@@ -26,9 +26,17 @@ pub mod fleet;
 
 pub mod edge;
 
+pub mod access;
+
 pub mod route;
 
+pub mod certs;
+
+pub mod acme;
+
 pub mod config;
+
+pub mod watch;
 
 pub mod schema;
 

@@ -10,12 +10,13 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::{edge::Connections, fleet::Fleet, record::AccessLog};
+use crate::{acme::Acme, edge::Connections, fleet::Fleet, record::AccessLog};
 
 /// Says how the server ends.
 pub(super) struct Signals {
     pub(super) fleet: Arc<Fleet>,
     pub(super) connections: Arc<Connections>,
+    pub(super) acme: Option<Arc<Acme>>,
     /// Where a new process waits for the listening sockets; there while one does.
     pub(super) handover: PathBuf,
     pub(super) access_log: Option<Arc<AccessLog>>,
@@ -46,6 +47,8 @@ impl ShutdownSignalWatch for Signals {
         if matches!(shutdown, ShutdownSignal::GracefulUpgrade) {
             // The new process shares the instances: they are its to put to sleep.
             self.fleet.set_may_sleep(false);
+            // And the ACME server's questions come to it.
+            self.acme.iter().for_each(|acme| acme.set_may_order(false));
         }
         tracing::info!("{name}: draining; instances stay up; SIGTERM or SIGINT now ends at once");
         let drained = drained(self.phases.resubscribe(), Arc::clone(&self.connections));

@@ -2,23 +2,27 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use super::{
-    Admin, AdminAddress, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, Http2,
-    Limits, Listen, Paths, Timeouts,
-    file::{ConfigFile, EngineTable, KindWord, ListenTable},
+    Admin, AdminAddress, ClientAuth, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
+    Entrance, Http2, Limits, Links, Listen, Networks, Paths, Timeouts, acme,
+    file::{ConfigFile, EngineTable, KindWord, LinksTable},
+    listen::{ClientAuthWord, Entry, HttpEntry, HttpsEntry, ListenTable},
 };
 use crate::route::{
     RouteError, is_name,
-    source::{Findings, Source},
+    source::{Findings, Source, suggest},
 };
 
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
 const OWNER: &str = "dormouse";
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// It stands in every token.
+const KEY_ID_MAX: usize = 32;
 /// What Pingora reads at most of a head.
 const HEADERS_MAX: u32 = 256;
 const HEAD_MAX: u64 = 1024 * 1024;
@@ -39,13 +43,30 @@ pub(super) fn parse(
     let (shape, source) = Source::parse::<ConfigFile>(file, text)?;
     let base = file.parent().unwrap_or(Path::new("/")).to_owned();
     let mut check = Check { found: Findings::new(&source), base: &base, environment };
-    let ConfigFile { listen, admin, paths, limits, http2, timeouts, shutdown, log, engines } =
-        shape;
+    let ConfigFile {
+        listen,
+        tls,
+        admin,
+        paths,
+        limits,
+        http2,
+        timeouts,
+        shutdown,
+        links,
+        log,
+        acme,
+        engines,
+    } = shape;
     let listen = check.listen(listen, admin.token_file.is_some());
+    if tls.redirect_port == Some(0) {
+        check.found.value(&["tls", "redirect_port"], "`redirect_port` starts at 1");
+    }
     check.limits(&limits);
     check.http2(&http2);
     check.timeouts(&timeouts);
+    let links = check.links(links);
     let engines = check.engines(engines.unwrap_or_else(default_engines));
+    let acme = acme.map(|table| acme::check(table, &listen, check.base, &mut check.found));
     let admin = Admin { token_file: admin.token_file.map(|path| base.join(path)) };
     let paths = Paths {
         routes: base.join(paths.routes),
@@ -61,13 +82,16 @@ pub(super) fn parse(
         file,
         base,
         listen,
+        tls,
         admin,
         paths,
         limits,
         http2,
         timeouts,
         shutdown,
+        links,
         access_log,
+        acme,
         engines,
     })
 }
@@ -87,18 +111,22 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn listen(&mut self, table: ListenTable, has_token: bool) -> Listen {
-        let ListenTable { http, admin } = table;
-        if http.is_empty() {
+        let ListenTable { http, https, trusted_proxies, admin } = table;
+        if http.is_empty() && https.is_empty() {
             self.found.value(&["listen", "http"], "an edge needs at least one address");
         }
-        let mut addresses = Vec::with_capacity(http.len());
-        for (index, address) in http.iter().enumerate() {
-            // Port 0 is a different free port each time.
-            if address.0.port() != 0 && addresses.contains(&address.0) {
-                let path = ["listen", "http", &index.to_string()];
-                self.found.value(&path, format!("{} stands here twice", address.0));
-            }
-            addresses.push(address.0);
+        let trusted_proxies = Networks(trusted_proxies.into_iter().map(|text| text.0).collect());
+        let http: Vec<_> = http.into_iter().map(plain_entrance).collect();
+        let https: Vec<_> =
+            https.into_iter().enumerate().map(|(at, entry)| self.tls_entrance(at, entry)).collect();
+        let all = [("http", &http), ("https", &https)];
+        let all = all.iter().flat_map(|(key, entrances)| {
+            entrances.iter().enumerate().map(move |(at, entrance)| (*key, at, entrance))
+        });
+        let mut taken = Vec::new();
+        for (key, at, entrance) in all {
+            self.entrance(&["listen", key, &at.to_string()], entrance, &trusted_proxies, &taken);
+            taken.push(entrance.address);
         }
         let admin = match admin {
             AdminAddress::Unix(path) => AdminAddress::Unix(self.base.join(path)),
@@ -111,7 +139,53 @@ impl Check<'_> {
                 AdminAddress::Tcp(address)
             }
         };
-        Listen { http: addresses, admin }
+        Listen { http, https, trusted_proxies, admin }
+    }
+
+    fn tls_entrance(&mut self, at: usize, entry: Entry<HttpsEntry>) -> Entrance {
+        let (address, proxy_protocol, client_auth) = match entry {
+            Entry::At(address) => (address.0, false, None),
+            Entry::With(HttpsEntry { address, proxy_protocol, client_ca, client_auth }) => {
+                let required = client_auth != Some(ClientAuthWord::Optional);
+                let auth = client_ca.map(|ca| ClientAuth { ca: self.base.join(ca), required });
+                if auth.is_none() && client_auth.is_some() {
+                    let path = ["listen", "https", &at.to_string()];
+                    self.found.value(&path, "`client_auth` needs a `client_ca`").hint =
+                        Some("client_ca is a PEM file with the authorities to trust".into());
+                }
+                (address.0, proxy_protocol, auth)
+            }
+        };
+        if address.port() == 0 {
+            let path = ["listen", "https", &at.to_string()];
+            self.found.value(&path, "an address with TLS needs a port of its own, not 0");
+        }
+        Entrance { address, proxy_protocol, client_auth }
+    }
+
+    fn entrance(
+        &mut self,
+        path: &[&str],
+        entrance: &Entrance,
+        trusted: &Networks,
+        taken: &[SocketAddr],
+    ) {
+        let Entrance { address, proxy_protocol, .. } = entrance;
+        // Port 0 is a different free port each time.
+        if address.port() != 0 && taken.contains(address) {
+            self.found.value(path, format!("{address} stands here twice"));
+        }
+        if !proxy_protocol {
+            return;
+        }
+        if address.port() == 0 {
+            self.found.value(path, "an address with `proxy_protocol` needs a port, not 0");
+        }
+        if trusted.0.is_empty() {
+            self.found.value(path, "`proxy_protocol` without `trusted_proxies`").hint = Some(
+                "set listen.trusted_proxies: the PROXY protocol is taken from them alone".into(),
+            );
+        }
     }
 
     fn limits(&mut self, limits: &Limits) {
@@ -166,6 +240,7 @@ impl Check<'_> {
 
     fn timeouts(&mut self, timeouts: &Timeouts) {
         let all = [
+            ("handshake", timeouts.handshake),
             ("client_head", timeouts.client_head),
             ("client_body", timeouts.client_body),
             ("client_body_grace", timeouts.client_body_grace),
@@ -178,6 +253,37 @@ impl Check<'_> {
         for (key, _) in all.iter().filter(|(_, timeout)| timeout.is_zero()) {
             self.found.value(&["timeouts", key], format!("`{key}` must be more than nothing"));
         }
+    }
+
+    fn links(&mut self, table: LinksTable) -> Links {
+        let LinksTable { keys, current, expires_max } = table;
+        for id in keys.keys() {
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+            if id.is_empty() || KEY_ID_MAX < id.len() || !id.bytes().all(is_plain) {
+                self.found.key(&["links", "keys", id], format!("`{id}` is no id of a key")).hint =
+                    Some("expected letters, digits, `_` and `-`, at most 32".into());
+            }
+        }
+        let known: Vec<&str> = keys.keys().map(String::as_str).collect();
+        match &current {
+            Some(current) if !keys.contains_key(current) => {
+                let wrong = format!("no key is called `{current}`");
+                self.found.value(&["links", "current"], wrong).hint =
+                    Some(suggest(current, &known));
+            }
+            None if 1 < keys.len() => {
+                let wrong = "nothing says which of the keys signs";
+                self.found.value(&["links", "keys"], wrong).hint =
+                    Some(format!("set links.current to one of {}", known.join(", ")));
+            }
+            Some(_) | None => {}
+        }
+        if expires_max.0.as_secs() == 0 {
+            self.found.value(&["links", "expires_max"], "`expires_max` is at least a second");
+        }
+        let current = current.or_else(|| keys.keys().next().cloned());
+        let keys = keys.into_iter().map(|(id, file)| (id, self.base.join(file))).collect();
+        Links { keys, current, expires_max: expires_max.0 }
     }
 
     fn engines(&mut self, tables: BTreeMap<String, EngineTable>) -> BTreeMap<String, EngineConfig> {
@@ -272,6 +378,14 @@ impl Check<'_> {
         let file = |name| folder.join(name);
         Some(DockerTls { ca: file("ca.pem"), cert: file("cert.pem"), key: file("key.pem") })
     }
+}
+
+fn plain_entrance(entry: Entry<HttpEntry>) -> Entrance {
+    let (address, proxy_protocol) = match entry {
+        Entry::At(address) => (address.0, false),
+        Entry::With(HttpEntry { address, proxy_protocol }) => (address.0, proxy_protocol),
+    };
+    Entrance { address, proxy_protocol, client_auth: None }
 }
 
 fn parse_endpoint(

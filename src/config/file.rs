@@ -3,16 +3,16 @@
 //!
 //! Says what may be written, not what it means: that is `check`.
 
-use std::{
-    borrow::Cow, collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     AdminAddress,
+    acme::AcmeTable,
     http::{GetBody, Http2, Underscores},
+    listen::{ListenTable, Tls},
 };
 use crate::route::{
     EngineKind,
@@ -26,6 +26,8 @@ use crate::route::{
 pub(crate) struct ConfigFile {
     /// Where to listen.
     pub(crate) listen: ListenTable,
+    /// TLS with clients.
+    pub(crate) tls: Tls,
     /// The admin API.
     pub(crate) admin: AdminTable,
     /// Folders.
@@ -38,24 +40,17 @@ pub(crate) struct ConfigFile {
     pub(crate) timeouts: Timeouts,
     /// How to end.
     pub(crate) shutdown: Shutdown,
+    /// Signed links (`[access] link` of a route).
+    pub(crate) links: LinksTable,
     /// What is written down.
     pub(crate) log: LogTable,
+    /// Certificates that come and renew by themselves. Without this table nothing is ordered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) acme: Option<AcmeTable>,
     /// What runs the instances, by the name that routes call it: `a-z`, `0-9` and `-`. Default:
     /// `local` of kind `process` and `docker` of kind `docker`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) engines: Option<BTreeMap<String, EngineTable>>,
-}
-
-/// `[listen]`.
-#[derive(Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct ListenTable {
-    /// Where requests come in, HTTP/1.1 and cleartext HTTP/2: a list of `ADDRESS:PORT`.
-    #[schemars(length(min = 1))]
-    pub(crate) http: Vec<AddressText>,
-    /// Where the admin API listens: `ADDRESS:PORT` or `unix:/path`. Beyond loopback it needs
-    /// `admin.token_file`.
-    pub(crate) admin: AdminAddress,
 }
 
 /// `[admin]`.
@@ -73,7 +68,8 @@ pub(crate) struct AdminTable {
 pub(crate) struct PathsTable {
     /// The folder of the route files.
     pub(crate) routes: PathBuf,
-    /// The folder of the certificates. Not read yet: the edge does not speak TLS to clients so far.
+    /// The folder of the certificates: `NAME.pem` or `NAME.crt` with the chain and `NAME.key`, or
+    /// all in one file. Which hosts they are for is read from them; an exact name beats a wildcard.
     pub(crate) certs: PathBuf,
     /// The folder of what Dormouse itself keeps: sockets, the logs of processes, their marks.
     pub(crate) state: PathBuf,
@@ -126,6 +122,10 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
+    /// A client's TLS handshake, and the PROXY protocol header before it or before a request.
+    #[serde(with = "duration")]
+    #[schemars(with = "DurationText")]
+    pub handshake: Duration,
     /// A client's whole request head, from its first byte.
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
@@ -170,6 +170,20 @@ pub struct Shutdown {
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub drain: Duration,
+}
+
+/// `[links]`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LinksTable {
+    /// The keys, each a file of 32 bytes or more (`openssl rand -base64 32`), by its id. All of them
+    /// verify: to change a key, add one, make it `current`, and take the old one away once its links
+    /// have expired. Default: one that Dormouse makes itself, `links.key` in the state folder.
+    pub(crate) keys: BTreeMap<String, PathBuf>,
+    /// The id of the key that signs new links. Default: the only one.
+    pub(crate) current: Option<String>,
+    /// The longest that a link may count.
+    pub(crate) expires_max: DurationText,
 }
 
 /// `[log]`.
@@ -238,18 +252,16 @@ impl EngineTable {
     }
 }
 
-impl Default for ListenTable {
-    fn default() -> Self {
-        Self {
-            http: vec![AddressText(SocketAddr::from(([127, 0, 0, 1], 8080)))],
-            admin: AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9900))),
-        }
-    }
-}
-
 impl Default for PathsTable {
     fn default() -> Self {
         Self { routes: "routes".into(), certs: "certs".into(), state: "state".into() }
+    }
+}
+
+impl Default for LinksTable {
+    fn default() -> Self {
+        let expires_max = DurationText(super::Links::default().expires_max);
+        Self { keys: BTreeMap::new(), current: None, expires_max }
     }
 }
 
@@ -273,6 +285,7 @@ impl Default for Limits {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
+            handshake: Duration::from_secs(10),
             client_head: Duration::from_secs(10),
             client_body: Duration::from_secs(60),
             client_body_grace: Duration::from_secs(20),

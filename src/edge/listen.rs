@@ -1,12 +1,13 @@
-//! What a connection must keep to before a request exists: a place among `limits.connections`, and
-//! whatever its inlet wants of heads, where Pingora has a deadline for each read only.
+//! What a connection must keep to before a request exists: a place among `limits.connections`, the
+//! way in that its address has (`arrive`), and whatever its inlet wants of heads, where Pingora has
+//! a deadline for each read only.
 
 use std::{
     fmt, io,
     os::fd::RawFd,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -27,6 +28,7 @@ use pingora::{
     proxy::HttpProxy,
     server::ShutdownWatch,
 };
+use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::sleep,
@@ -34,7 +36,10 @@ use tokio::{
 
 use super::{
     Connections, Edge,
+    arrive::{Arrival, Entrances},
+    client::Peer,
     connections::Place,
+    early::Early,
     inlet::{self, Heads, Inlet, Terms},
     pace::{Paced, WriteDeadline},
     target::Target,
@@ -49,6 +54,7 @@ const LAST_REQUESTS: Duration = Duration::from_secs(1);
 pub struct Listener {
     proxy: Arc<HttpProxy<Edge>>,
     connections: Arc<Connections>,
+    entrances: Entrances,
     terms: Terms,
 }
 
@@ -60,8 +66,15 @@ impl Listener {
         limits: &Limits,
         timeouts: &Timeouts,
     ) -> Self {
-        let terms = Terms::new(limits, timeouts);
-        Self { proxy: Arc::new(proxy), connections, terms }
+        let (entrances, terms) = (Entrances::default(), Terms::new(limits, timeouts));
+        Self { proxy: Arc::new(proxy), connections, entrances, terms }
+    }
+
+    /// What is done at which address; without it, all are plain.
+    #[must_use]
+    pub fn with_entrances(mut self, entrances: Entrances) -> Self {
+        self.entrances = entrances;
+        self
     }
 }
 
@@ -79,7 +92,8 @@ impl ServerApp for Listener {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let place = self.connections.enter()?;
-        let guarded = Box::new(Guarded::new(stream, place, &self.terms));
+        let arrival = self.entrances.arrive(stream).await?;
+        let guarded = Box::new(Guarded::new(arrival, place, &self.terms));
         self.proxy.process_new(guarded, shutdown).await;
         None
     }
@@ -115,6 +129,15 @@ pub fn http2_options(http2: &Http2) -> H2Options {
 pub(super) struct Connection {
     /// The client's socket. Open as long as the request is.
     pub(super) socket: RawFd,
+    /// Who it comes from.
+    pub(super) peer: Peer,
+    /// The canonical name that its TLS handshake asked for.
+    pub(super) server_name: Option<Box<str>>,
+    /// The certificate that the client has shown, checked by `client_ca`.
+    #[expect(dead_code, reason = "[access] mtls reads it")]
+    pub(super) certificate: Option<CertificateDer<'static>>,
+    /// A lease that was taken at the handshake, for the first request.
+    early: Mutex<Option<Early>>,
     /// Whether a request is under way, head and all: no deadline runs then.
     in_request: AtomicBool,
     /// Whom its last request was for.
@@ -143,6 +166,12 @@ impl Connection {
         self.in_request.store(true, Ordering::Relaxed);
     }
 
+    /// What was leased at the handshake: the first request's, whatever that asks for.
+    pub(super) fn take_early(&self) -> Option<Early> {
+        self.server_name.as_ref()?;
+        self.early.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// The next head may come. On HTTP/2 others are under way, and frames come that are no head:
     /// after its first request only `timeouts.client_idle` ends such a connection.
     /// Test: a_stream_outlives_others_of_its_connection_and_the_time_for_a_head.
@@ -164,15 +193,20 @@ struct Guarded {
 }
 
 impl Guarded {
-    fn new(stream: Stream, place: Place, terms: &Terms) -> Self {
-        let is_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
-        let (in_request, http2) = (AtomicBool::new(false), AtomicBool::new(is_http2));
+    fn new(arrival: Arrival, place: Place, terms: &Terms) -> Self {
+        let Arrival { stream, peer, told, early } = arrival;
+        let (server_name, certificate, http2) = told
+            .map_or((None, None, false), |told| (told.server_name, told.certificate, told.http2));
         let heads = Arc::<Heads>::default();
-        let inlet = Inlet::new(terms, Arc::clone(&heads), is_http2);
+        let inlet = Inlet::new(terms, Arc::clone(&heads), http2);
         let connection = Arc::new(Connection {
             socket: stream.id(),
-            in_request,
-            http2,
+            peer,
+            server_name,
+            certificate,
+            early: Mutex::new(early),
+            in_request: AtomicBool::new(false),
+            http2: AtomicBool::new(http2),
             target: ArcSwapOption::empty(),
             takeover: OnceLock::new(),
             heads,

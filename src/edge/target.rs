@@ -47,14 +47,29 @@ impl Target {
     fn new(downstream: &Downstream, named: &str, table: &Arc<RouteTable>) -> Result<Self, Answer> {
         let host = canonical_host(named).ok_or(Answer::BadHost)?;
         let route = Arc::clone(table.lookup(&host).ok_or(Answer::NoSuchHost)?);
+        let server_name = Connection::of(downstream.digest())
+            .and_then(|connection| connection.server_name.as_deref());
+        if server_name.is_some_and(|name| !is_of(name, &route, table)) {
+            return Err(Answer::Misdirected);
+        }
         let forwarding = Forwarding::new(downstream, named).map_err(|_| Answer::BadHost)?;
         let table = Arc::downgrade(table);
         Ok(Self { host: host.into(), route, forwarding, named: named.into(), table })
     }
 
+    /// The host as the client wrote it.
+    pub(super) fn named(&self) -> &str {
+        &self.named
+    }
+
     fn is(&self, named: &str, table: &Arc<RouteTable>) -> bool {
         *self.named == *named && std::ptr::eq(self.table.as_ptr(), Arc::as_ptr(table))
     }
+}
+
+/// Whether the name that a connection was opened for belongs to this route, too.
+fn is_of(server_name: &str, route: &Arc<Route>, table: &RouteTable) -> bool {
+    table.lookup(server_name).is_some_and(|of| Arc::ptr_eq(of, route))
 }
 
 /// The one host that a request names: in its target, in `Host`, or the same in both.

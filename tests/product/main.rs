@@ -4,7 +4,9 @@
 //! that the test did not announce fails it.
 #![expect(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
+mod access;
 mod access_log;
+mod acme;
 mod admin;
 mod desync;
 mod docker;
@@ -21,12 +23,15 @@ mod headers;
 mod hold;
 mod life;
 mod limits;
+mod proxies;
 mod routes;
 mod signals;
 mod slow;
+mod sni;
 mod streams;
 mod support;
 mod timeouts;
+mod tls;
 mod upstream;
 mod wake;
 mod wire;

@@ -6,6 +6,7 @@
 
 mod certs;
 mod guard;
+mod links;
 mod listen;
 mod problem;
 mod sessions;
@@ -40,6 +41,7 @@ pub use {
 };
 
 use crate::{
+    access::Door,
     acme::{Acme, NameView},
     certs::Certs,
     fleet::Fleet,
@@ -92,6 +94,8 @@ impl ReloadReport {
 pub struct Admin {
     /// The sessions.
     pub fleet: Arc<Fleet>,
+    /// Who may enter.
+    pub door: Arc<Door>,
     /// The routes that are live.
     pub table: Arc<ArcSwap<RouteTable>>,
     /// The certificates that are served.
@@ -144,6 +148,9 @@ impl Admin {
             .route("/v1/sessions/{host}", get(sessions::one))
             .route("/v1/sessions/{host}/wake", post(sessions::wake))
             .route("/v1/sessions/{host}/sleep", post(sessions::sleep))
+            .route("/v1/sessions/{host}/links", post(links::make))
+            .route("/v1/links/{id}/revoke", post(links::revoke))
+            .route("/v1/links/keys/{id}/revoke", post(links::revoke_key))
             .route("/v1/routes", get(routes))
             .route("/v1/certs", get(certs::list))
             .route("/v1/acme", get(acme))
@@ -179,6 +186,7 @@ struct RouteView {
     host: String,
     engine: String,
     file: String,
+    access: String,
     policy: PolicyView,
 }
 
@@ -208,6 +216,7 @@ impl RouteView {
             host: route.host.as_str().to_owned(),
             engine: route.recipe.engine.to_string(),
             file: route.file.display().to_string(),
+            access: route.recipe.access.in_words(),
             policy: PolicyView {
                 sleep: sleep.collect(),
                 min_awake: format_duration(policy.min_awake).to_string(),
@@ -262,7 +271,7 @@ async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>,
 }
 
 async fn no_such_path() -> Problem {
-    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/routes, \
+    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/links, /v1/routes, \
                   /v1/certs, /v1/acme and /v1/reload";
     Problem::new(StatusCode::NOT_FOUND, "no_such_path", "No such path", detail)
 }

@@ -30,6 +30,7 @@ use pingora::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    access::{Door, check_files},
     acme::Acme,
     admin::{Admin, Guard, Token},
     certs::{Certs, DEV_FOLDER, is_cert_file},
@@ -43,7 +44,7 @@ use crate::{
 };
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Expiry, Fleeting, Hangups, Ordering, Readiness};
+use services::{Administration, Doorkeeper, Expiry, Fleeting, Hangups, Ordering, Readiness};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -87,6 +88,11 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     if table.is_empty() {
         tracing::warn!(folder = %config.paths.routes.display(), "there is no route yet");
     }
+    let errors = check_files(&table);
+    if !errors.is_empty() {
+        return Err(Error::Routes(errors));
+    }
+    let door = Door::open(&config.links, &config.paths.state).map_err(anyhow::Error::from)?;
     let table = Arc::new(ArcSwap::from_pointee(table));
     let fleet = build_fleet(&config, &table)?;
     let certs = Arc::new(load_certs(&config));
@@ -95,9 +101,10 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let acme = acme(&config, &table, &certs)?;
     let entrances = entrances.waking(unseen).ordering(acme.clone());
     let access_log = access_log(&config)?;
-    let reloader = Reloader::new(&config, &table, &fleet, &certs, access_log.clone());
+    let reloader = Reloader::new(&config, &table, &fleet, &door, &certs, access_log.clone());
     let (timeouts, limits) = (config.timeouts.clone(), &config.limits);
-    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), timeouts, limits)
+    let (shared, sessions) = (Arc::clone(&table), Arc::clone(&fleet));
+    let edge = Edge::new(shared, sessions, Arc::clone(&door), timeouts, limits)
         .with_redirect_port(config.redirect_port())
         .with_access_log(access_log.clone())
         .with_acme(acme.clone());
@@ -126,7 +133,7 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
 
     let _watches = watches(&config, &reloader)?;
     let edge = edge_service(&server, &config, edge, connections, entrances);
-    let rooms = Rooms { table, fleet, acme };
+    let rooms = Rooms { table, fleet, door, acme };
     add_services(&mut server, &config, rooms, edge, reloader, guard);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     Ok(())
@@ -167,13 +174,14 @@ fn watches(config: &Config, reloader: &Arc<Reloader>) -> anyhow::Result<Vec<Watc
 struct Rooms {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
+    door: Arc<Door>,
     acme: Option<Arc<Acme>>,
 }
 
 fn add_services(
     server: &mut Server,
     config: &Config,
-    Rooms { table, fleet, acme }: Rooms,
+    Rooms { table, fleet, door, acme }: Rooms,
     edge: Service<Listener>,
     reloader: Arc<Reloader>,
     guard: Guard,
@@ -202,7 +210,9 @@ fn add_services(
     server.add_service(background_service("certificates", Expiry(Arc::clone(&certs))));
     let hangups = Hangups(Arc::clone(&reloader));
     let reload: crate::admin::Reload = Arc::new(move || reloader.reload());
-    let admin = Admin { fleet, table, certs, reload, errors, ready, guard, acme };
+    let doorkeeper = Doorkeeper(Arc::clone(&door));
+    server.add_service(background_service("access", doorkeeper));
+    let admin = Admin { fleet, door, table, certs, reload, errors, ready, guard, acme };
     let address = config.listen.admin.clone();
     server.add_service(background_service("admin", Administration { admin, address }));
     server.add_service(background_service("hangups", hangups));

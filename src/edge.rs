@@ -4,12 +4,14 @@
 //!
 //! It must not know engines.
 
+mod access;
 mod arrive;
 mod client;
 mod connections;
 mod dial;
 mod early;
 mod forwarded;
+mod frames;
 mod framing;
 #[doc(hidden)]
 pub mod fuzz;
@@ -52,6 +54,7 @@ pub use listen::{Listener, http2_options};
 pub use tls::TlsError;
 
 use crate::{
+    access::Door,
     acme::Acme,
     config::{Limits, Timeouts},
     fleet::{Fleet, Held, Lease, Verdict},
@@ -60,6 +63,7 @@ use crate::{
     route::RouteTable,
     session::{Generation, machine::Asker},
 };
+use access::Entered;
 use early::Early;
 use framing::{HeadLimits, Refusal};
 use headers::RequestId;
@@ -68,7 +72,7 @@ use pace::{AveragePace, BodyRate};
 use peer::Manner;
 use respond::Answer;
 use target::Target;
-use tunnel::Takeover;
+use tunnel::{Ending, Takeover};
 
 /// How often one request may try to connect.
 const CONNECTS_MAX: u32 = 3;
@@ -80,6 +84,7 @@ const TOO_LATE: ErrorType = ErrorType::Custom("its life was over before it was c
 pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
+    door: Arc<Door>,
     timeouts: Timeouts,
     limits: HeadLimits,
     body_rate: BodyRate,
@@ -90,10 +95,11 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Serves the sessions of `table` from `fleet`.
+    /// Serves the sessions of `table` from `fleet` to whomever `door` lets in.
     pub fn new(
         table: Arc<ArcSwap<RouteTable>>,
         fleet: Arc<Fleet>,
+        door: Arc<Door>,
         timeouts: Timeouts,
         limits: &Limits,
     ) -> Self {
@@ -101,6 +107,7 @@ impl Edge {
         Self {
             table,
             fleet,
+            door,
             timeouts,
             limits: HeadLimits::new(limits),
             body_rate,
@@ -133,17 +140,23 @@ impl Edge {
     }
 
     /// What is answered before anybody wakes, and whom the request is for otherwise.
-    fn before_wake(&self, downstream: &Downstream, ctx: &mut Ctx) -> Result<(), Answer> {
+    async fn before_wake(
+        &self,
+        downstream: &mut Downstream,
+        ctx: &mut Ctx,
+    ) -> Result<(), access::Closed> {
         if let Some(answer) = ctx.answer {
-            return Err(answer);
+            return Err(answer.into());
         }
-        let target = ctx.target.insert(Target::of(downstream, &self.table)?);
+        let target = Arc::clone(ctx.target.insert(Target::of(downstream, &self.table)?));
         if let Some(acme) = &self.acme {
             acme.want(&target.host);
         }
         if target.route.recipe.client_tls.redirect && !client::is_https(downstream) {
-            return Err(Answer::ToHttps(self.redirect_port));
+            return Err(Answer::ToHttps(self.redirect_port).into());
         }
+        let is_upgrade = ctx.manner.is_upgrade();
+        ctx.entered = access::enter(&self.door, downstream, &target, is_upgrade).await?;
         Ok(())
     }
 
@@ -190,8 +203,12 @@ impl Edge {
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
         let (tls, takeover) = (route.tls(host), ctx.takeover.clone());
-        peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts)
-            .map_err(|_| Answer::Internal)
+        let peer = peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts);
+        let mut peer = peer.map_err(|_| Answer::Internal)?;
+        if let Some(grant) = ctx.entered.grant() {
+            peer::set_apart(&mut peer, grant.number());
+        }
+        Ok(peer)
     }
 
     /// A refused connection is a reason to ask the engine, not to give the instance up.
@@ -220,6 +237,7 @@ pub struct Ctx {
     began: Instant,
     id: RequestId,
     target: Option<Arc<Target>>,
+    entered: Entered,
     manner: Manner,
     takeover: Option<Arc<Takeover>>,
     lease: Option<Lease>,
@@ -271,7 +289,7 @@ impl Ctx {
     }
 
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
-    fn take_over(&mut self, tunnels: &TaskTracker) {
+    fn take_over(&mut self, tunnels: &TaskTracker, is_websocket: bool) {
         if let Some(connection) = self.connection.as_ref().filter(|_| self.manner.is_upgrade()) {
             connection.heads.upgrade();
         }
@@ -283,7 +301,9 @@ impl Ctx {
             return;
         };
         if let Some(lease) = self.lease.take() {
-            tunnels.spawn(takeover.begin(lease));
+            let grant = self.entered.grant().cloned();
+            let ending = grant.map(|grant| Ending::new(grant, is_websocket));
+            tunnels.spawn(takeover.begin(lease, ending));
             // A connection is upgraded once.
             let _ = connection.takeover.set(takeover);
         }
@@ -313,6 +333,7 @@ impl ProxyHttp for Edge {
             began: Instant::now(),
             id: RequestId::none(),
             target: None,
+            entered: Entered::default(),
             manner: Manner::default(),
             takeover: None,
             lease: None,
@@ -352,7 +373,10 @@ impl ProxyHttp for Edge {
             // Of what goes by HTTP/1, and of the connection, the inlet's stream knows more.
             downstream.set_write_timeout(Some(self.timeouts.client_write));
         }
-        if downstream.get_keepalive().is_some() {
+        if ctx.manner.is_upgrade() {
+            // Whoever answers it: what the client may have sent behind it is no request.
+            downstream.set_keepalive(None);
+        } else if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
         }
         ctx.id = RequestId::of(&downstream.req_header().headers);
@@ -367,15 +391,17 @@ impl ProxyHttp for Edge {
             respond::challenge(downstream, file, ctx.id.as_str()).await?;
             return Ok(true);
         }
-        match self.before_wake(downstream, ctx) {
+        match self.before_wake(downstream, ctx).await {
             Ok(()) => Ok(false),
-            Err(answer) => {
+            Err(access::Closed { answer, headers }) => {
                 ctx.answer = Some(answer);
                 match answer {
                     Answer::ToHttps(_) => METRICS.redirected.inc(),
+                    Answer::Exchanged => {}
                     _ => METRICS.refused.with_label_values(&[answer.reason()]).inc(),
                 }
-                respond::send(downstream, answer, ctx.id.as_str(), ctx.target.as_deref()).await?;
+                let (id, target) = (ctx.id.as_str(), ctx.target.as_deref());
+                respond::send_with(downstream, answer, id, target, headers).await?;
                 Ok(true)
             }
         }
@@ -418,10 +444,11 @@ impl ProxyHttp for Edge {
         _: &mut Downstream,
         reused: bool,
         _: &HttpPeer,
-        _: std::os::unix::io::RawFd,
+        socket: std::os::unix::io::RawFd,
         _: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        ctx.entered.cut_when_over(socket, &self.tunnels);
         if reused {
             return Ok(());
         }
@@ -466,6 +493,7 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         let Some(target) = &ctx.target else { return Ok(()) };
         target.forwarding.say(downstream, upstream)?;
+        ctx.entered.tell(&target.route.recipe.access, upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
         if let Some(codings) = framing::inner_codings(&downstream.req_header().headers) {
@@ -499,10 +527,8 @@ impl ProxyHttp for Edge {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-            ctx.take_over(&self.tunnels);
-        } else if ctx.manner.is_upgrade() {
-            // What the client may have sent behind it is no request.
-            downstream.set_keepalive(None);
+            ctx.entered.select(answer)?;
+            ctx.take_over(&self.tunnels, headers::is_websocket(downstream.req_header()));
         }
         Ok(())
     }
@@ -528,7 +554,8 @@ impl ProxyHttp for Edge {
         error: &Error,
         ctx: &mut Ctx,
     ) -> FailToProxy {
-        let answer = ctx.answer.unwrap_or_else(|| answer_to(error, ctx));
+        let ended = || ctx.entered.is_over().then_some(Answer::AccessEnded);
+        let answer = ctx.answer.or_else(ended).unwrap_or_else(|| answer_to(error, ctx));
         ctx.answer = Some(answer);
         METRICS.refused.with_label_values(&[answer.reason()]).inc();
         let session = ctx.target.as_ref().map_or("", |target| &*target.host);

@@ -4,6 +4,7 @@
 //! to run that session. Nothing here wakes, dials or answers anybody, and nothing here knows how
 //! an engine does its work.
 
+pub mod access;
 mod check;
 pub(crate) mod file;
 mod host;
@@ -127,9 +128,10 @@ impl Route {
         self.recipe.tls.is_some()
     }
 
-    /// Whether a wake may begin before a request is seen: whoever may connect may also ask.
+    /// Whether a wake may begin before a request is seen: whoever may connect from an address may
+    /// also ask. Which addresses says [`access::Access::admits_address`].
     pub fn may_wake_unseen(&self) -> bool {
-        true
+        self.recipe.access.is_of_address()
     }
 
     /// The headers to set on every request to the instance of `host`, over the client's own, named as
@@ -144,6 +146,11 @@ impl Route {
             };
             Some((header.spelled.clone(), value))
         })
+    }
+
+    /// A template of `[access]`, for `host`.
+    pub(crate) fn render(&self, host: &str, text: &str) -> String {
+        self.fill(text, &self.values(host), &[])
     }
 
     fn values<'h>(&self, host: &'h str) -> Vec<&'h str> {

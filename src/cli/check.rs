@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::exit::{Failure, Outcome, print, print_json, remark, short};
 use crate::{
+    access::{check_files, check_keys},
     acme,
     admin::Token,
     certs::{Certs, Pair},
@@ -62,9 +63,12 @@ pub(super) fn load(config: Option<&Path>) -> Result<(Config, RouteTable), Vec<Ro
         let (message, hint) = (wrong.to_string(), "admin.token_file names it".to_owned());
         errors.push(RouteError { file: file.clone(), at: None, message, hint: Some(hint) });
     }
+    errors.extend(check_keys(&config.links));
     match load_dir(&config.paths.routes, &config.engine_kinds()) {
-        Ok(table) if errors.is_empty() => Ok((config, table)),
-        Ok(_) => Err(errors),
+        Ok(table) => {
+            errors.extend(check_files(&table));
+            if errors.is_empty() { Ok((config, table)) } else { Err(errors) }
+        }
         Err(more) => Err(errors.into_iter().chain(more).collect()),
     }
 }

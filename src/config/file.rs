@@ -40,6 +40,8 @@ pub(crate) struct ConfigFile {
     pub(crate) timeouts: Timeouts,
     /// How to end.
     pub(crate) shutdown: Shutdown,
+    /// Signed links (`[access] link` of a route).
+    pub(crate) links: LinksTable,
     /// What is written down.
     pub(crate) log: LogTable,
     /// Certificates that come and renew by themselves. Without this table nothing is ordered.
@@ -170,6 +172,20 @@ pub struct Shutdown {
     pub drain: Duration,
 }
 
+/// `[links]`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LinksTable {
+    /// The keys, each a file of 32 bytes or more (`openssl rand -base64 32`), by its id. All of them
+    /// verify: to change a key, add one, make it `current`, and take the old one away once its links
+    /// have expired. Default: one that Dormouse makes itself, `links.key` in the state folder.
+    pub(crate) keys: BTreeMap<String, PathBuf>,
+    /// The id of the key that signs new links. Default: the only one.
+    pub(crate) current: Option<String>,
+    /// The longest that a link may count.
+    pub(crate) expires_max: DurationText,
+}
+
 /// `[log]`.
 #[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -239,6 +255,13 @@ impl EngineTable {
 impl Default for PathsTable {
     fn default() -> Self {
         Self { routes: "routes".into(), certs: "certs".into(), state: "state".into() }
+    }
+}
+
+impl Default for LinksTable {
+    fn default() -> Self {
+        let expires_max = DurationText(super::Links::default().expires_max);
+        Self { keys: BTreeMap::new(), current: None, expires_max }
     }
 }
 

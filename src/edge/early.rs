@@ -54,7 +54,7 @@ impl Unseen {
 /// asked for anything: access and the wake rates by its address.
 fn may_wake(route: &Route, peer: &Peer) -> bool {
     // Whom a trusted proxy speaks for is known with the request only.
-    route.may_wake_unseen() && !peer.is_trusted()
+    !peer.is_trusted() && route.recipe.access.admits_address(peer.address)
 }
 
 impl Early {

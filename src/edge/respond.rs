@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 use pingora::{Result, http::ResponseHeader, proxy::Session as Downstream};
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::{framing, headers, target::Target};
 use crate::{
+    access::{Flaw, Refusal as Closed},
     fleet::{HoldEnd, Phase, Refusal},
     metrics::METRICS,
     session::Failure,
@@ -38,6 +39,14 @@ pub(super) enum Answer {
     Unframed(framing::Refusal),
     /// The request's body came too slowly.
     BodyTimedOut,
+    /// It may not enter.
+    Access(Closed),
+    /// What it came in by has ended.
+    AccessEnded,
+    /// Its link has become a cookie: it is to ask again.
+    Exchanged,
+    /// The service that decides sends it elsewhere, with this status.
+    Elsewhere(u16),
     /// The session was not leased.
     Refused(Refusal),
     /// The wake failed.
@@ -67,6 +76,12 @@ impl Answer {
     pub(super) fn status(self) -> u16 {
         match self {
             Self::ClientLeft => 0,
+            Self::Exchanged => 303,
+            Self::Elsewhere(status) => status,
+            Self::Access(Closed::Unknown { .. }) => 401,
+            Self::Access(Closed::Link(_) | Closed::NotAllowed | Closed::Origin) => 403,
+            Self::AccessEnded => 403,
+            Self::Access(Closed::Undecided) => 503,
             Self::ToHttps(_) => 308,
             Self::Misdirected => 421,
             Self::BadHost | Self::BadRequest => 400,
@@ -103,6 +118,18 @@ impl Answer {
             Self::ToHttps(_) => "to_https",
             Self::Unframed(refusal) => refusal.reason(),
             Self::BodyTimedOut => "body_timeout",
+            Self::Access(Closed::Unknown { .. }) => "unauthorized",
+            Self::Access(Closed::Link(Flaw::Missing)) => "link_missing",
+            Self::Access(Closed::Link(Flaw::Wrong)) => "link_wrong",
+            Self::Access(Closed::Link(Flaw::Expired)) => "link_expired",
+            Self::Access(Closed::Link(Flaw::Revoked)) => "link_revoked",
+            Self::Access(Closed::Link(Flaw::Elsewhere)) => "link_elsewhere",
+            Self::Access(Closed::NotAllowed) => "not_allowed",
+            Self::Access(Closed::Origin) => "foreign_origin",
+            Self::Access(Closed::Undecided) => "access_undecided",
+            Self::AccessEnded => "access_ended",
+            Self::Exchanged => "link_exchanged",
+            Self::Elsewhere(_) => "elsewhere",
             Self::Refused(Refusal::SessionFull) => "session_full",
             Self::Refused(Refusal::HeldFull) => "held_full",
             Self::Refused(Refusal::SessionsFull) => "sessions_full",
@@ -126,7 +153,7 @@ impl Answer {
             Self::Refused(Refusal::CoolingDown(after) | Refusal::StopFailing(after)) => {
                 Some(after.max(one))
             }
-            Self::Refused(_) | Self::WakeFailed(..) => {
+            Self::Refused(_) | Self::WakeFailed(..) | Self::Access(_) => {
                 matches!(self.status(), 503 | 504).then_some(one)
             }
             _ => None,
@@ -144,6 +171,10 @@ impl Answer {
             }
             Self::BadHost => ("Bad host", "The request must name exactly one valid host."),
             Self::BadRequest => ("Bad request", "The request cannot be understood."),
+            Self::Access(closed) => closed_sentences(closed),
+            Self::AccessEnded => ("Access has ended", "Ask for a new link, or log in again."),
+            Self::Exchanged => ("Welcome", "Go on without the link's token."),
+            Self::Elsewhere(_) => ("Log in first", "This session's log-in is elsewhere."),
             Self::Misdirected => {
                 ("Misdirected request", "This connection is another host's. Open one of its own.")
             }
@@ -189,12 +220,47 @@ impl Answer {
     }
 }
 
+fn closed_sentences(closed: Closed) -> (&'static str, &'static str) {
+    match closed {
+        Closed::Unknown { .. } => {
+            ("Who are you?", "This session is for those who are known to it.")
+        }
+        Closed::Link(Flaw::Missing) => {
+            ("A link is needed", "This session opens with a link. Ask whoever runs it for one.")
+        }
+        Closed::Link(Flaw::Wrong) => {
+            ("The link is damaged", "Copy it as a whole, or ask for a new one.")
+        }
+        Closed::Link(Flaw::Expired) => ("The link has expired", "Ask for a new one."),
+        Closed::Link(Flaw::Revoked) => ("The link was taken back", "Ask for a new one."),
+        Closed::Link(Flaw::Elsewhere) => {
+            ("The link is not for you here", "It is for another session, or another network.")
+        }
+        Closed::NotAllowed => ("Not allowed", "You may not enter this session."),
+        Closed::Origin => ("Not from this page", "A page of another site asked for this."),
+        Closed::Undecided => {
+            ("Nobody can be let in just now", "What decides that does not answer. Try again.")
+        }
+    }
+}
+
 /// Sends the answer. The connection is kept only where the request had no body left to read.
 pub(super) async fn send(
     downstream: &mut Downstream,
     answer: Answer,
     id: &str,
     target: Option<&Target>,
+) -> Result<()> {
+    send_with(downstream, answer, id, target, Vec::new()).await
+}
+
+/// Sends the answer with more headers.
+pub(super) async fn send_with(
+    downstream: &mut Downstream,
+    answer: Answer,
+    id: &str,
+    target: Option<&Target>,
+    more: Vec<(HeaderName, HeaderValue)>,
 ) -> Result<()> {
     let status = answer.status();
     if status == 0 {
@@ -203,10 +269,8 @@ pub(super) async fn send(
     }
     let page = wants_page(downstream);
     let head_only = downstream.req_header().method == Method::HEAD;
-    // What comes behind an upgrade that is not granted is no request, nor what is behind one that
-    // could not be framed.
-    let is_upgrade = downstream.req_header().headers.contains_key(header::UPGRADE);
-    let ends = is_upgrade || matches!(answer, Answer::Unframed(_));
+    // Behind a request that could not be framed nothing is read.
+    let ends = matches!(answer, Answer::Unframed(_));
     if ends || !downstream.as_downstream_mut().is_body_empty() {
         downstream.set_keepalive(None);
     }
@@ -228,6 +292,9 @@ pub(super) async fn send(
     }
     if let Some(after) = answer.retry_after() {
         header.insert_header(header::RETRY_AFTER, after.as_secs_f64().ceil().to_string())?;
+    }
+    for (name, value) in more {
+        header.append_header(name, value)?;
     }
     downstream.write_response_header(Box::new(header), head_only).await?;
     if !head_only {

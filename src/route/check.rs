@@ -1,6 +1,8 @@
 //! From what is written to what it means: a route file becomes a [`Route`], or a list of what is
 //! wrong with it. Looks at nothing but the file and the engines' kinds.
 
+mod access;
+
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -65,7 +67,8 @@ pub(super) fn parse(
 ) -> Result<(Route, Position), Vec<RouteError>> {
     let (shape, source) = Source::parse::<RouteFile>(file, text)?;
     let mut found = Findings::new(&source);
-    let RouteFile { host, engine, instance, ready, wake, idle, tls: client_tls, upstream } = shape;
+    let RouteFile { host, engine, instance, ready, wake, idle, tls: client_tls, upstream, access } =
+        shape;
     let host = match HostPattern::parse(&host) {
         Ok(host) => host,
         Err(wrong) => {
@@ -88,10 +91,21 @@ pub(super) fn parse(
     let client_tls = check.client_tls(client_tls);
     let protocol = upstream.protocol;
     let (tls, set_headers) = check.upstream(upstream);
+    let access = check.access(access, file.parent().unwrap_or(Path::new("")));
     let Check { mut found, .. } = check;
     let engine = engine.into();
-    let recipe =
-        Recipe { engine, policy, protocol, client_tls, wake_on, tls, set_headers, probe, spec };
+    let recipe = Recipe {
+        engine,
+        policy,
+        protocol,
+        access,
+        client_tls,
+        wake_on,
+        tls,
+        set_headers,
+        probe,
+        spec,
+    };
     let recipe = Arc::new(recipe);
     let route = Route { name: name.into(), file: file.to_owned(), host: host.clone(), recipe };
     if wake_on == WakeOn::Sni && !route.may_wake_unseen() {

@@ -3,6 +3,8 @@
 //!
 //! Says what may be written, not what it means: that is `check`.
 
+pub(crate) mod access;
+
 use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -10,6 +12,8 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
 };
+
+use access::AccessTable;
 
 use super::{
     text::{self, DurationText, Secret, SizeText},
@@ -49,6 +53,9 @@ pub(crate) struct RouteFile {
     /// How requests reach the instance.
     #[serde(default)]
     pub(crate) upstream: UpstreamTable,
+    /// Who may enter, decided before anything wakes. Default: everybody.
+    #[serde(default)]
+    pub(crate) access: AccessTable,
 }
 
 fn local() -> String {

@@ -6,7 +6,7 @@ use std::{collections::HashSet, fmt, sync::Arc};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
-use super::{ClientTls, Protocol, WakeOn};
+use super::{ClientTls, Protocol, WakeOn, access::Access};
 use crate::session::{Policy, Probe, Spec};
 
 /// A route without its name and its host.
@@ -18,6 +18,8 @@ pub struct Recipe {
     pub policy: Policy,
     /// HTTP/1.1 or HTTP/2 to the instance.
     pub protocol: Protocol,
+    /// Who may enter.
+    pub access: Access,
     /// What clients are told about HTTPS.
     pub client_tls: ClientTls,
     /// What a wake begins with.

@@ -4,6 +4,7 @@
 //! that the test did not announce fails it.
 #![expect(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
+mod access;
 mod access_log;
 mod acme;
 mod admin;

@@ -388,7 +388,7 @@ fn server_name(directory: &str) -> String {
     let digest = Sha256::digest(directory);
     let mark: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
     // An IPv6 address comes in brackets and with colons.
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '.';
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-');
     let host = host.unwrap_or_default().replace(|letter| !plain(letter), "_");
     format!("{host}-{mark}")
 }

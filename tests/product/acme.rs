@@ -240,7 +240,7 @@ fn a_certificate_is_renewed_before_it_ends() {
 fn while_the_server_is_down_the_certificate_before_stays() {
     let ports = Ports::free();
     let (_dns, mut pebble) = ports.servers(Duration::from_secs(12));
-    let acme = pebble.toml() + "hosts = ['a.test']\nretry = '500ms'\n";
+    let acme = pebble.toml() + "hosts = ['a.test']\nretry = '200ms'\n";
     let mut edge = ports.edge(&acme);
     edge.announce("ends").announce("no new certificate").announce("no certificate");
     edge.announce("does not know our account");

@@ -81,7 +81,8 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let table = Arc::new(ArcSwap::from_pointee(table));
     let fleet = build_fleet(&config, &table)?;
     let reloader = Reloader::new(Arc::clone(&config), Arc::clone(&table), Arc::clone(&fleet));
-    let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
+    let (most, per_client) = (config.limits.connections, config.limits.connections_per_client);
+    let connections = Arc::new(Connections::new(to_usize(most), to_usize(per_client)));
 
     let mut server = server(&config, &handover, upgrade)?;
     let signals = Signals {
@@ -152,6 +153,11 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
     let limits = fleet::Limits {
         held: to_usize(config.limits.held),
         sessions: to_usize(config.limits.sessions),
+        running: config
+            .running
+            .iter()
+            .map(|(engine, limit)| (engine.as_str().into(), to_usize(*limit)))
+            .collect(),
     };
     let table = Arc::clone(table);
     let planner = move |host: &str| table.load().lookup(host).map(|route| route.plan(host));
@@ -181,7 +187,7 @@ fn edge_service(
     fleet: Arc<Fleet>,
     connections: Arc<Connections>,
 ) -> Service<Listener> {
-    let edge = Edge::new(table, fleet, config.timeouts.clone());
+    let edge = Edge::new(table, fleet, config.timeouts.clone(), &config.limits);
     let mut proxy = http_proxy(&server.configuration, edge);
     let mut options = HttpServerOptions::default();
     options.h2c = true;

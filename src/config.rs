@@ -41,6 +41,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// What runs the instances, by name.
     pub engines: BTreeMap<String, EngineConfig>,
+    /// The most instances at once, of the engines that have such a limit.
+    pub running: BTreeMap<String, u32>,
 }
 
 /// `[listen]`.

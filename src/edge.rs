@@ -1,15 +1,17 @@
-//! The edge: Pingora's hooks, each a few lines. A request's path is `request_filter` (route) →
-//! `upstream_peer` (lease, hold) → `upstream_request_filter` → the instance → `response_filter`;
+//! The edge: Pingora's hooks, each a few lines. A request's path is `request_filter` (route, local
+//! answers) → `upstream_peer` (admission, lease, hold) → `upstream_request_filter` → the instance → `response_filter`;
 //! dropping [`Ctx`] gives the lease back, for a WebSocket when the socket closes.
 //!
 //! It must not know engines.
 
+mod admit;
 mod client;
 mod connections;
 mod dial;
 mod headers;
 mod hold;
 mod listen;
+mod local;
 mod peer;
 mod respond;
 mod target;
@@ -35,12 +37,12 @@ pub use connections::Connections;
 pub use listen::Listener;
 
 use crate::{
-    config::Timeouts,
+    config::{Limits, Timeouts},
     fleet::{Fleet, Lease, Verdict},
     metrics::METRICS,
     route::RouteTable,
-    session::machine::Asker,
 };
+use admit::Admission;
 use headers::RequestId;
 use listen::Connection;
 use peer::Manner;
@@ -59,13 +61,20 @@ pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
+    admission: Admission,
     tunnels: TaskTracker,
 }
 
 impl Edge {
     /// Serves the sessions of `table` from `fleet`.
-    pub fn new(table: Arc<ArcSwap<RouteTable>>, fleet: Arc<Fleet>, timeouts: Timeouts) -> Self {
-        Self { table, fleet, timeouts, tunnels: TaskTracker::new() }
+    pub fn new(
+        table: Arc<ArcSwap<RouteTable>>,
+        fleet: Arc<Fleet>,
+        timeouts: Timeouts,
+        limits: &Limits,
+    ) -> Self {
+        let admission = Admission::new(limits);
+        Self { table, fleet, timeouts, admission, tunnels: TaskTracker::new() }
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
@@ -75,16 +84,16 @@ impl Edge {
         ctx: &mut Ctx,
     ) -> Result<Box<HttpPeer>, Answer> {
         let target = ctx.target.clone().ok_or(Answer::Internal)?;
-        let Target { host, route, .. } = &*target;
         if let Some(failed) = ctx.connect_failed.take() {
             self.after_failed_connect(ctx, failed).await?;
         }
         let lease = match ctx.lease.take() {
             Some(lease) => lease,
-            None => self
-                .fleet
-                .acquire(host, Asker::Client, || route.plan(host))
-                .map_err(Answer::Refused)?,
+            None => {
+                let asker = admit::asker(downstream, &target.route);
+                let origin = admit::origin(downstream);
+                self.admission.lease(&self.fleet, &target, asker, origin)?
+            }
         };
         // In `ctx` while it waits, so that whatever ends the request gives it back.
         let lease = ctx.lease.insert(lease);
@@ -92,6 +101,7 @@ impl Edge {
         ctx.connect_began = Some(Instant::now());
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
+        let Target { host, route, .. } = &*target;
         let (tls, takeover) = (route.tls(host), ctx.takeover.clone());
         peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts)
             .map_err(|_| Answer::Internal)
@@ -210,8 +220,8 @@ impl ProxyHttp for Edge {
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
         match Target::of(downstream, &self.table) {
             Ok(target) => {
-                ctx.target = Some(target);
-                Ok(false)
+                let target = ctx.target.insert(target);
+                local::answer(downstream, target, ctx.id.as_str()).await
             }
             Err(answer) => {
                 ctx.answer = Some(answer);

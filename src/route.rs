@@ -4,10 +4,13 @@
 //! to run that session. Nothing here wakes, dials or answers anybody, and nothing here knows how
 //! an engine does its work.
 
+mod admit;
 mod check;
 pub(crate) mod file;
 mod host;
 mod load;
+mod local;
+mod rate;
 mod recipe;
 pub(crate) mod source;
 mod table;
@@ -24,6 +27,8 @@ pub use {
     file::Protocol,
     host::{HostPattern, canonical_host},
     load::load_dir,
+    local::{Ignore, StaticAnswer},
+    rate::{Rate, RateText},
     recipe::Recipe,
     source::{Position, RouteError},
     table::{Clash, RouteTable},
@@ -105,6 +110,7 @@ impl Route {
             route: self.name.clone(),
             engine: recipe.engine.clone(),
             policy: recipe.policy.clone(),
+            limits: recipe.limits,
             probe,
             tls: self.tls(host),
             spec,
@@ -119,6 +125,11 @@ impl Route {
             None => host.to_owned(),
         };
         Some(UpstreamTls { verify: *verify, sni })
+    }
+
+    /// What is answered for a path without any session.
+    pub fn static_answer(&self, path: &str) -> Option<&StaticAnswer> {
+        self.recipe.statics.get(path)
     }
 
     /// Whether its instances speak TLS.

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use divan::Bencher;
 use dormouse::{
-    config::Timeouts,
+    config::{Limits, Timeouts},
     edge::{Connections, Edge, Listener},
     session::Address,
 };
@@ -85,8 +85,9 @@ impl Bed {
             instant::wake(&fleet, "h1.desk.example.com", || plan(Duration::from_secs(3600))).await;
             fleet
         });
-        let proxy = http_proxy(&conf(), Edge::new(table, fleet, Timeouts::default()));
-        let connections = Arc::new(Connections::new(10));
+        let proxy =
+            http_proxy(&conf(), Edge::new(table, fleet, Timeouts::default(), &Limits::default()));
+        let connections = Arc::new(Connections::new(10, 10));
         Arc::new(Listener::new(proxy, connections, Duration::from_secs(10)))
     }
 

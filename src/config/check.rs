@@ -36,7 +36,9 @@ pub(super) fn parse(
     let listen = check.listen(listen, admin.token_file.is_some());
     check.limits(&limits);
     check.timeouts(&timeouts);
-    let engines = check.engines(engines.unwrap_or_else(default_engines));
+    let engines = engines.unwrap_or_else(default_engines);
+    let running = check.running(&engines);
+    let engines = check.engines(engines);
     let admin = Admin { token_file: admin.token_file.map(|path| base.join(path)) };
     let paths = Paths {
         routes: base.join(paths.routes),
@@ -46,7 +48,7 @@ pub(super) fn parse(
     let Check { found, .. } = check;
     found.finish(())?;
     let file = Some(file.to_owned());
-    Ok(Config { file, base, listen, admin, paths, limits, timeouts, shutdown, engines })
+    Ok(Config { file, base, listen, admin, paths, limits, timeouts, shutdown, engines, running })
 }
 
 fn default_engines() -> BTreeMap<String, EngineTable> {
@@ -92,8 +94,10 @@ impl Check<'_> {
     }
 
     fn limits(&mut self, limits: &Limits) {
-        let Limits { held, starts, connections, sessions } = *limits;
+        let Limits { held, starts, connections, sessions, .. } = *limits;
         let all = [
+            ("connections_per_client", limits.connections_per_client),
+            ("clients", limits.clients),
             ("held", held),
             ("starts", starts),
             ("connections", connections),
@@ -116,6 +120,16 @@ impl Check<'_> {
         for (key, _) in all.iter().filter(|(_, timeout)| timeout.is_zero()) {
             self.found.value(&["timeouts", key], format!("`{key}` must be more than nothing"));
         }
+    }
+
+    fn running(&mut self, tables: &BTreeMap<String, EngineTable>) -> BTreeMap<String, u32> {
+        let limited =
+            tables.iter().filter_map(|(name, table)| Some((name.clone(), table.running?)));
+        let limits: BTreeMap<_, _> = limited.collect();
+        for (name, _) in limits.iter().filter(|(_, limit)| **limit == 0) {
+            self.found.value(&["engines", name, "running"], "`running` starts at 1");
+        }
+        limits
     }
 
     fn engines(&mut self, tables: BTreeMap<String, EngineTable>) -> BTreeMap<String, EngineConfig> {

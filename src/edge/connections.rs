@@ -1,40 +1,75 @@
-//! The connections that are open: a bound on them, and a drain that ends with the last one.
+//! The connections that are open: a bound on them, in all and by client, and a drain that ends with
+//! the last one.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
+use dashmap::{DashMap, Entry};
 use tokio::sync::Notify;
 
-use crate::metrics::METRICS;
+use crate::{fleet::Origin, metrics::METRICS};
 
 /// Counts clients' connections, each with whatever requests, streams and sockets it carries.
 #[derive(Debug)]
 pub struct Connections {
     max: usize,
+    per_client: usize,
     open: AtomicUsize,
+    /// A client without a connection has no entry, so that there are never more than `max`.
+    clients: DashMap<Origin, usize>,
     none_left: Notify,
 }
 
 /// One open connection.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Connections>);
+pub(super) struct Place {
+    connections: Arc<Connections>,
+    client: Option<Origin>,
+}
 
 impl Connections {
-    /// At most `max` at once.
-    pub fn new(max: usize) -> Self {
-        Self { max, open: AtomicUsize::new(0), none_left: Notify::new() }
+    /// At most `max` at once, and `per_client` of one client.
+    pub fn new(max: usize, per_client: usize) -> Self {
+        let (open, clients) = (AtomicUsize::new(0), DashMap::new());
+        Self { max, per_client, open, clients, none_left: Notify::new() }
     }
 
-    pub(super) fn enter(self: &Arc<Self>) -> Option<Place> {
+    /// A place for a connection of this client, where it is known who that is.
+    pub(super) fn enter(self: &Arc<Self>, client: Option<Origin>) -> Option<Place> {
         let room = |open: usize| (open < self.max).then_some(open + 1);
         if self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, room).is_err() {
             METRICS.connections_refused.inc();
             return None;
         }
         METRICS.connections.inc();
-        Some(Place(Arc::clone(self)))
+        // From here on its drop gives back what it has.
+        let mut place = Place { connections: Arc::clone(self), client: None };
+        if let Some(client) = client {
+            if !self.count_in(client) {
+                METRICS.client_connections_refused.inc();
+                return None;
+            }
+            place.client = Some(client);
+        }
+        Some(place)
+    }
+
+    fn count_in(&self, client: Origin) -> bool {
+        let mut open = self.clients.entry(client).or_insert(0);
+        let has_room = *open < self.per_client;
+        *open += usize::from(has_room);
+        has_room
+    }
+
+    fn count_out(&self, client: Origin) {
+        if let Entry::Occupied(mut open) = self.clients.entry(client) {
+            match open.get().saturating_sub(1) {
+                0 => drop(open.remove()),
+                left => drop(open.insert(left)),
+            }
+        }
     }
 
     /// Returns once no connection is open.
@@ -54,8 +89,50 @@ impl Connections {
 impl Drop for Place {
     fn drop(&mut self) {
         METRICS.connections.dec();
-        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.none_left.notify_waiters();
+        if let Some(client) = self.client {
+            self.connections.count_out(client);
         }
+        if self.connections.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.connections.none_left.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn client(address: &str) -> Option<Origin> {
+        Some(address.parse::<IpAddr>().expect("an address").into())
+    }
+
+    #[test]
+    fn a_clients_connections_are_its_64s_and_nothing_is_left_of_them() {
+        let connections = Arc::new(Connections::new(10, 2));
+        let enter = |address| connections.enter(client(address));
+        let open = [enter("2001:db8::1"), enter("2001:db8::2")];
+        assert!(open.iter().all(Option::is_some));
+        assert!(enter("2001:db8::3").is_none());
+        assert!(enter("2001:db8:0:1::1").is_some(), "the neighbour's /64");
+        let [first, second] = open;
+        drop(first);
+        let third = enter("2001:db8::3");
+        assert!(third.is_some() && enter("2001:db8::4").is_none());
+        drop((second, third));
+        assert!(connections.clients.is_empty());
+        assert_eq!(connections.open.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn who_is_refused_in_all_is_not_counted_as_a_client() {
+        let connections = Arc::new(Connections::new(1, 5));
+        let open = connections.enter(client("192.0.2.1"));
+        assert!(open.is_some() && connections.enter(client("192.0.2.2")).is_none());
+        assert_eq!(connections.clients.len(), 1);
+        assert!(connections.enter(None).is_none());
+        drop(open);
+        assert!(connections.enter(None).is_some());
     }
 }

@@ -33,10 +33,12 @@ use tokio::{
 };
 
 use super::{
-    Connections, Edge,
+    Connections, Edge, client,
     target::Target,
     tunnel::{Client, Takeover},
 };
+
+use crate::fleet::Origin;
 
 /// How long idle connections may bring one more request after the listeners are closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
@@ -68,7 +70,7 @@ impl ServerApp for Listener {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let place = self.connections.enter()?;
+        let place = self.connections.enter(client::of_stream(&stream).map(Origin::from))?;
         let guarded = Box::new(Guarded::new(Client { stream, place }, self.head));
         self.proxy.process_new(guarded, shutdown).await;
         None

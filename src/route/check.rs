@@ -1,5 +1,6 @@
 //! From what is written to what it means: a route file becomes a [`Route`], or a list of what is
-//! wrong with it. Looks at nothing but the file and the engines' kinds.
+//! wrong with it. Looks at nothing but the file, the files that it answers with, and the engines'
+//! kinds.
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
@@ -37,8 +38,8 @@ const NOT_TO_SET: [&str; 10] = [
 ];
 
 /// One check of one file: what it is checked against, and what was found.
-struct Check<'a> {
-    found: Findings<'a>,
+pub(super) struct Check<'a> {
+    pub(super) found: Findings<'a>,
     captures: &'a [String],
     kind: Option<EngineKind>,
 }
@@ -64,7 +65,7 @@ pub(super) fn parse(
 ) -> Result<(Route, Position), Vec<RouteError>> {
     let (shape, source) = Source::parse::<RouteFile>(file, text)?;
     let mut found = Findings::new(&source);
-    let RouteFile { host, engine, instance, ready, wake, idle, upstream } = shape;
+    let RouteFile { host, engine, instance, ready, wake, idle, upstream, limits, statics } = shape;
     let host = match HostPattern::parse(&host) {
         Ok(host) => host,
         Err(wrong) => {
@@ -82,13 +83,28 @@ pub(super) fn parse(
     let mut check = Check { found, captures: host.captures(), kind };
     let spec = check.instance(instance);
     let probe = check.ready(ready);
+    let ignore = check.ignore(&wake.ignore);
     let policy = check.policy(wake, idle, &spec.docker);
+    let (limits, wakes) = check.limits(&limits);
+    let statics = check.statics(statics, file.parent().unwrap_or(Path::new("")));
     let protocol = upstream.protocol;
     let (tls, set_headers) = check.upstream(upstream);
     let Check { found, .. } = check;
     found.finish(())?;
     let engine = engine.into();
-    let recipe = Arc::new(Recipe { engine, policy, protocol, tls, set_headers, probe, spec });
+    let recipe = Arc::new(Recipe {
+        engine,
+        policy,
+        limits,
+        wakes,
+        ignore,
+        statics,
+        protocol,
+        tls,
+        set_headers,
+        probe,
+        spec,
+    });
     let route = Route { name: name.into(), file: file.to_owned(), host, recipe };
     Ok((route, source.position(&["host"])))
 }

@@ -76,7 +76,7 @@ impl Check<'_> {
             match pattern.text() {
                 "" => {
                     self.found.value(&at, "it would ignore everybody").hint =
-                        Some("a route without [wake.ignore] whose engine never starts".into());
+                        Some("name what is in it, or what it begins with".into());
                 }
                 text if PATTERN_MAX < text.len() => {
                     self.found.value(&at, format!("longer than {PATTERN_MAX} bytes"));

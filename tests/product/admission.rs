@@ -103,6 +103,7 @@ async fn a_static_path_is_answered_by_the_edge_and_wakes_nobody() {
         (answer.status(), &*answer.headers()["allow"].to_str().expect("text")),
         (StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD")
     );
+    edge.announce("there is no route yet");
     never_woken(&edge, "alice.test");
     assert_eq!(edge.metric(&["dormouse_local_answers_total{step=\"static\"}"]), 8.0);
 

@@ -143,8 +143,8 @@ impl Lease {
                 Err(refusal) => return Attempt::Done(Err(refusal)),
             };
             if wakes {
-                if let Err(full) = fleet.find_place(core, claim) {
-                    return full;
+                if let Err((need, room)) = fleet.find_place(core, claim) {
+                    return Attempt::Full(need, room, core.plan.limits.when_full);
                 }
                 core.origin = caller.origin;
             }
@@ -298,18 +298,17 @@ impl Fleet {
         self.held.take(&core.plan.route, most)
     }
 
-    /// Gives the next life of a session its place: its own, the one claimed for it, or a free one.
-    fn find_place(&self, core: &mut Core, claim: Option<Place>) -> Result<(), Attempt> {
+    /// Gives the next life of a session its place: its own, the one claimed for it, or a free one;
+    /// or says what it needs, and which room of that is full.
+    fn find_place(&self, core: &mut Core, claim: Option<Place>) -> Result<(), (Need, Room)> {
         let need = core.need(self.running_max(&core.plan.engine));
         if core.has_place_for(&need) {
             return Ok(());
         }
-        let place = match claim.filter(|claim| *claim.need() == need) {
-            Some(claim) => claim,
-            None => self.capacity.take(&need).map_err(|room| {
-                let when_full = core.plan.limits.when_full;
-                Attempt::Full(need, room, when_full)
-            })?,
+        let claimed = claim.filter(|claim| *claim.need() == need);
+        let place = match claimed.map_or_else(|| self.capacity.take(&need), Ok) {
+            Ok(place) => place,
+            Err(room) => return Err((need, room)),
         };
         core.next_place = Some(place);
         Ok(())

@@ -27,6 +27,7 @@ ARG BINARY=dormouse
 COPY ${BINARY} /usr/local/bin/dormouse
 
 FROM ${BUILD_BASE} AS build
+RUN apt-get update && apt-get install -y --no-install-recommends cmake
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked --bin dormouse

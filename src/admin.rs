@@ -4,7 +4,9 @@
 //! know engines or Pingora: sessions are the fleet's, routes the table's, and a reload is a
 //! function that `app` gives.
 
+mod certs;
 mod guard;
+mod links;
 mod listen;
 mod problem;
 mod sessions;
@@ -39,6 +41,9 @@ pub use {
 };
 
 use crate::{
+    access::Door,
+    acme::{Acme, NameView},
+    certs::Certs,
     fleet::Fleet,
     metrics::METRICS,
     route::{Route, RouteError, RouteTable},
@@ -60,6 +65,10 @@ pub struct ReloadReport {
     pub changed: Vec<String>,
     /// The names of those that are gone.
     pub removed: Vec<String>,
+    /// Certificates that are served now.
+    pub certificates: usize,
+    /// What is wrong with the certificates' files: where one was served before, it still is.
+    pub certificate_errors: Vec<RouteError>,
 }
 
 impl ReloadReport {
@@ -76,6 +85,7 @@ impl ReloadReport {
                 before.get(&route.name).is_some_and(|old| **old != *route)
             }),
             removed: names(before, &|route| after.get(&route.name).is_none()),
+            ..Self::default()
         }
     }
 }
@@ -85,8 +95,12 @@ impl ReloadReport {
 pub struct Admin {
     /// The sessions.
     pub fleet: Arc<Fleet>,
+    /// Who may enter.
+    pub door: Arc<Door>,
     /// The routes that are live.
     pub table: Arc<ArcSwap<RouteTable>>,
+    /// The certificates that are served.
+    pub certs: Arc<Certs>,
     /// Puts the route files in force.
     pub reload: Reload,
     /// What the last reload, whoever asked for it, found wrong in the route files.
@@ -95,6 +109,8 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
     /// Who may ask.
     pub guard: Guard,
+    /// The certificates that come by themselves.
+    pub acme: Option<Arc<Acme>>,
 }
 
 impl fmt::Debug for Admin {
@@ -133,7 +149,12 @@ impl Admin {
             .route("/v1/sessions/{host}", get(sessions::one))
             .route("/v1/sessions/{host}/wake", post(sessions::wake))
             .route("/v1/sessions/{host}/sleep", post(sessions::sleep))
+            .route("/v1/sessions/{host}/links", post(links::make))
+            .route("/v1/links/{id}/revoke", post(links::revoke))
+            .route("/v1/links/keys/{id}/revoke", post(links::revoke_key))
             .route("/v1/routes", get(routes))
+            .route("/v1/certs", get(certs::list))
+            .route("/v1/acme", get(acme))
             .route("/v1/reload", post(reload))
             .fallback(no_such_path)
             .method_not_allowed_fallback(wrong_method)
@@ -166,6 +187,7 @@ struct RouteView {
     host: String,
     engine: String,
     file: String,
+    access: String,
     policy: PolicyView,
     limits: LimitsView,
 }
@@ -210,6 +232,7 @@ impl RouteView {
             host: route.host.as_str().to_owned(),
             engine: route.recipe.engine.to_string(),
             file: route.file.display().to_string(),
+            access: route.recipe.access.in_words(),
             policy: PolicyView {
                 sleep: sleep.collect(),
                 min_awake: format_duration(policy.min_awake).to_string(),
@@ -227,6 +250,19 @@ async fn routes(State(shared): State<Arc<Shared>>) -> Json<RoutesAnswer> {
         |route: &Arc<Route>| RouteView::of(route, running.get(&*route.name).copied().unwrap_or(0));
     let routes = shared.admin.table.load().iter().map(view).collect();
     Json(RoutesAnswer { routes, errors: shared.admin.errors.load().to_vec() })
+}
+
+/// `enabled` is false where there is no `[acme]`.
+#[derive(Serialize)]
+struct AcmeAnswer {
+    enabled: bool,
+    names: Vec<NameView>,
+}
+
+async fn acme(State(shared): State<Arc<Shared>>) -> Json<AcmeAnswer> {
+    let acme = shared.admin.acme.as_ref();
+    let names = acme.map_or_else(Vec::new, |acme| acme.names());
+    Json(AcmeAnswer { enabled: acme.is_some(), names })
 }
 
 async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>, Problem> {
@@ -255,8 +291,8 @@ async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>,
 }
 
 async fn no_such_path() -> Problem {
-    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/routes and \
-                  /v1/reload";
+    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/links, /v1/routes, \
+                  /v1/certs, /v1/acme and /v1/reload";
     Problem::new(StatusCode::NOT_FOUND, "no_such_path", "No such path", detail)
 }
 

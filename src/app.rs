@@ -8,8 +8,9 @@ mod signals;
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
@@ -29,16 +30,21 @@ use pingora::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    access::{Door, check_files},
+    acme::Acme,
     admin::{Admin, Guard, Token},
-    config::{AdminAddress, Config},
-    edge::{Connections, Edge, Listener},
+    certs::{Certs, DEV_FOLDER, is_cert_file},
+    config::{AdminAddress, Config, Entrance},
+    edge::{Admission, Connections, Edge, Entrances, Listener, Unseen, http2_options},
     engine::Engine,
     fleet::{self, Fleet},
-    route::{RouteError, RouteTable, load_dir, watch},
+    record::AccessLog,
+    route::{RouteError, RouteTable, is_route_file, load_dir},
+    watch::{Watch, watch},
 };
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Fleeting, Hangups, Readiness};
+use services::{Administration, Doorkeeper, Expiry, Fleeting, Hangups, Ordering, Readiness};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -69,7 +75,11 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     if !upgrade {
         lock.take()?;
         lock::forget_handover(&handover);
-        config.listen.http.iter().try_for_each(|address| can_listen(address, "listen.http"))?;
+        for (entrances, key) in
+            [(&config.listen.http, "listen.http"), (&config.listen.https, "listen.https")]
+        {
+            entrances.iter().try_for_each(|entrance| can_listen(&entrance.address, key))?;
+        }
         if let AdminAddress::Tcp(address) = &config.listen.admin {
             can_listen(address, "listen.admin")?;
         }
@@ -78,9 +88,28 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     if table.is_empty() {
         tracing::warn!(folder = %config.paths.routes.display(), "there is no route yet");
     }
+    let errors = check_files(&table);
+    if !errors.is_empty() {
+        return Err(Error::Routes(errors));
+    }
+    let door = Door::open(&config.links, &config.paths.state).map_err(anyhow::Error::from)?;
     let table = Arc::new(ArcSwap::from_pointee(table));
     let fleet = build_fleet(&config, &table)?;
-    let reloader = Reloader::new(Arc::clone(&config), Arc::clone(&table), Arc::clone(&fleet));
+    let certs = Arc::new(load_certs(&config));
+    let entrances = Entrances::new(&config, &certs).map_err(anyhow::Error::from)?;
+    let admission = Arc::new(Admission::new(&config.limits));
+    let unseen = Unseen::new(Arc::clone(&table), Arc::clone(&fleet), Arc::clone(&admission));
+    let acme = acme(&config, &table, &certs)?;
+    let entrances = entrances.waking(unseen).ordering(acme.clone());
+    let access_log = access_log(&config)?;
+    let reloader = Reloader::new(&config, &table, &fleet, &door, &certs, access_log.clone());
+    let (timeouts, limits) = (config.timeouts.clone(), &config.limits);
+    let (shared, sessions) = (Arc::clone(&table), Arc::clone(&fleet));
+    let edge = Edge::new(shared, sessions, Arc::clone(&door), timeouts, limits)
+        .with_admission(admission)
+        .with_redirect_port(config.redirect_port())
+        .with_access_log(access_log.clone())
+        .with_acme(acme.clone());
     let (most, per_client) = (config.limits.connections, config.limits.connections_per_client);
     let connections = Arc::new(Connections::new(to_usize(most), to_usize(per_client)));
 
@@ -88,7 +117,9 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let signals = Signals {
         fleet: Arc::clone(&fleet),
         connections: Arc::clone(&connections),
+        acme: acme.clone(),
         handover,
+        access_log,
         phases: server.watch_execution_phase(),
         tasks: TaskTracker::new(),
     };
@@ -96,22 +127,65 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
         tracing::info!("waiting for the process before to get SIGQUIT");
     }
     server.bootstrap();
-    let _lock = if upgrade { sleep_only_alone(lock, Arc::clone(&fleet))? } else { Some(lock) };
+    let _lock = if upgrade {
+        sleep_only_alone(lock, Arc::clone(&fleet), acme.clone())?
+    } else {
+        acme.iter().for_each(|acme| acme.set_may_order(true));
+        Some(lock)
+    };
 
-    let watched = Arc::clone(&reloader);
-    let _watch = watch::watch(&config.paths.routes, move || drop(watched.reload()))
-        .with_context(|| format!("cannot watch {}", config.paths.routes.display()))?;
-    add_services(&mut server, &config, &table, fleet, connections, reloader, guard);
+    let _watches = watches(&config, &reloader)?;
+    let edge = edge_service(&server, &config, edge, connections, entrances);
+    let rooms = Rooms { table, fleet, door, acme };
+    add_services(&mut server, &config, rooms, edge, reloader, guard);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     Ok(())
+}
+
+/// Those that TLS needs; without TLS, none.
+fn load_certs(config: &Config) -> Certs {
+    if config.listen.https.is_empty() {
+        return Certs::load([]);
+    }
+    let dev = config.paths.state.join(DEV_FOLDER);
+    let certs = Certs::load(config.cert_folders()).with_dev(dev);
+    if certs.pairs().is_empty() && config.acme.is_none() {
+        let folder = config.paths.certs.display();
+        tracing::warn!(%folder, "there is no certificate yet: every TLS handshake is refused");
+    }
+    certs
+}
+
+/// A thread a folder.
+fn watches(config: &Config, reloader: &Arc<Reloader>) -> anyhow::Result<Vec<Watch>> {
+    let begun = |folder: &Path, watch: io::Result<Watch>| {
+        watch.with_context(|| format!("cannot watch {}", folder.display()))
+    };
+    let (routes, changed) = (&config.paths.routes, Arc::clone(reloader));
+    let watch_routes = watch(routes, is_route_file, move || drop(changed.reload_routes()));
+    let mut watches = vec![begun(routes, watch_routes)?];
+    let folders = config.cert_folders();
+    for folder in folders.iter().filter(|_| !config.listen.https.is_empty()) {
+        let changed = Arc::clone(reloader);
+        let watch_certs = watch(folder, is_cert_file, move || drop(changed.reload_certs()));
+        watches.push(begun(folder, watch_certs)?);
+    }
+    Ok(watches)
+}
+
+/// What the services share.
+struct Rooms {
+    table: Arc<ArcSwap<RouteTable>>,
+    fleet: Arc<Fleet>,
+    door: Arc<Door>,
+    acme: Option<Arc<Acme>>,
 }
 
 fn add_services(
     server: &mut Server,
     config: &Config,
-    table: &Arc<ArcSwap<RouteTable>>,
-    fleet: Arc<Fleet>,
-    connections: Arc<Connections>,
+    Rooms { table, fleet, door, acme }: Rooms,
+    edge: Service<Listener>,
     reloader: Arc<Reloader>,
     guard: Guard,
 ) {
@@ -120,19 +194,39 @@ fn add_services(
     fleeting.threads = Some(2);
     let adopted = server.add_service(fleeting);
 
-    let edge = edge_service(server, config, Arc::clone(table), Arc::clone(&fleet), connections);
     server.add_service(edge).add_dependency(&adopted);
-    let readiness = Readiness { addresses: config.listen.http.clone(), ready: Arc::clone(&ready) };
+    let addresses = |entrances: &[Entrance]| -> Vec<_> {
+        entrances.iter().map(|entrance| entrance.address).collect()
+    };
+    let (http, https) = (addresses(&config.listen.http), addresses(&config.listen.https));
+    let all = http.iter().chain(&https).copied().collect();
+    let readiness = Readiness { http, https, ready: Arc::clone(&ready) };
     let readiness = background_service("readiness", readiness);
     server.add_service(readiness).add_dependency(&adopted);
+    if let Some(acme) = acme.clone() {
+        let ordering = Ordering { acme, addresses: all };
+        server.add_service(background_service("acme", ordering)).add_dependency(&adopted);
+    }
 
-    let (table, errors) = (Arc::clone(table), Arc::clone(&reloader.errors));
+    let errors = Arc::clone(&reloader.errors);
+    let certs = Arc::clone(&reloader.certs);
+    server.add_service(background_service("certificates", Expiry(Arc::clone(&certs))));
     let hangups = Hangups(Arc::clone(&reloader));
     let reload: crate::admin::Reload = Arc::new(move || reloader.reload());
-    let admin = Admin { fleet, table, reload, errors, ready, guard };
+    let doorkeeper = Doorkeeper(Arc::clone(&door));
+    server.add_service(background_service("access", doorkeeper));
+    let admin = Admin { fleet, door, table, certs, reload, errors, ready, guard, acme };
     let address = config.listen.admin.clone();
     server.add_service(background_service("admin", Administration { admin, address }));
     server.add_service(background_service("hangups", hangups));
+}
+
+fn access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLog>>> {
+    let open = |path: &PathBuf| {
+        AccessLog::open(path.clone().into())
+            .with_context(|| format!("cannot write to {} (log.access)", path.display()))
+    };
+    config.access_log.as_ref().map(open).transpose()
 }
 
 fn guard(config: &Config) -> anyhow::Result<Guard> {
@@ -164,6 +258,18 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
     Ok(Fleet::new(engines, to_usize(config.limits.starts), limits, Box::new(planner)))
 }
 
+/// Who orders certificates, if anybody does.
+fn acme(
+    config: &Config,
+    table: &Arc<ArcSwap<RouteTable>>,
+    certs: &Arc<Certs>,
+) -> anyhow::Result<Option<Arc<Acme>>> {
+    let Some(settings) = config.acme.clone() else { return Ok(None) };
+    let (table, certs) = (Arc::clone(table), Arc::clone(certs));
+    let routed = Box::new(move |host: &str| table.load().lookup(host).is_some());
+    Acme::open(settings, &config.paths.state, certs, routed).map(Some).context("[acme]")
+}
+
 fn server(config: &Config, handover: &Path, upgrade: bool) -> anyhow::Result<Server> {
     let drain = config.shutdown.drain;
     let conf = ServerConf {
@@ -183,19 +289,20 @@ fn server(config: &Config, handover: &Path, upgrade: bool) -> anyhow::Result<Ser
 fn edge_service(
     server: &Server,
     config: &Config,
-    table: Arc<ArcSwap<RouteTable>>,
-    fleet: Arc<Fleet>,
+    edge: Edge,
     connections: Arc<Connections>,
+    entrances: Entrances,
 ) -> Service<Listener> {
-    let edge = Edge::new(table, fleet, config.timeouts.clone(), &config.limits);
     let mut proxy = http_proxy(&server.configuration, edge);
     let mut options = HttpServerOptions::default();
     options.h2c = true;
     options.h2_idle_timeout = Some(config.timeouts.client_idle);
     proxy.server_options = Some(options);
-    let listener = Listener::new(proxy, connections, config.timeouts.client_head);
+    proxy.h2_options = Some(http2_options(&config.http2));
+    let listener = Listener::new(proxy, connections, &config.limits, &config.timeouts);
+    let listener = listener.with_entrances(entrances);
     let mut service = Service::new("edge".to_owned(), listener);
-    for address in &config.listen.http {
+    for Entrance { address, .. } in config.listen.http.iter().chain(&config.listen.https) {
         // Pingora reads heads and bodies into buffers of their own; one more, of 64 KiB, would stay
         // with every idle client.
         let unbuffered = L4BufferSettings::default().read(0);
@@ -213,18 +320,25 @@ fn can_listen(address: &SocketAddr, key: &str) -> anyhow::Result<()> {
 
 /// While the old process drains, its requests hold leases that this one cannot see: nothing is put
 /// to sleep until it has ended. The thread that waits for that keeps the lock.
-fn sleep_only_alone(mut lock: StateLock, fleet: Arc<Fleet>) -> anyhow::Result<Option<StateLock>> {
+fn sleep_only_alone(
+    mut lock: StateLock,
+    fleet: Arc<Fleet>,
+    acme: Option<Arc<Acme>>,
+) -> anyhow::Result<Option<StateLock>> {
     fleet.set_may_sleep(false);
     let wait = move || match lock.wait() {
         Ok(()) => {
             tracing::info!("the process before has ended: idle sessions sleep from now on");
             fleet.set_may_sleep(true);
+            acme.iter().for_each(|acme| acme.set_may_order(true));
             // The lock lives as long as the process.
             loop {
                 thread::park();
             }
         }
-        Err(error) => tracing::error!(%error, "cannot lock the state folder: nothing will sleep"),
+        Err(error) => tracing::error!(
+            %error, "cannot lock the state folder: nothing will sleep, and nothing is ordered"
+        ),
     };
     thread::Builder::new().name("state-lock".into()).spawn(wait).context("cannot make a thread")?;
     Ok(None)

@@ -3,10 +3,12 @@
 //! Commands that ask a running edge speak to its admin API like anybody else; none of them knows
 //! the fleet. Data goes to stdout, everything else to stderr.
 
+mod cert;
 mod check;
 mod client;
 mod exit;
 mod explain;
+mod link;
 mod reload;
 mod run;
 mod sessions;
@@ -40,6 +42,7 @@ Examples:
   dormouse explain http://alice.localhost:8080/    what would this URL get?
   dormouse sessions                                what is awake, and until when?
   dormouse wake alice.localhost                    warm one up
+  dormouse cert dev                                HTTPS on this machine
 
 Exit codes:
   0  done
@@ -57,7 +60,9 @@ enum Command {
     Sessions(sessions::Sessions),
     Wake(sessions::Wake),
     Sleep(sessions::Sleep),
+    Link(link::Link),
     Reload(reload::Reload),
+    Cert(cert::Cert),
     Schema(PrintSchema),
     Completions(Completions),
     DemoSession(demo::DemoSession),
@@ -111,7 +116,9 @@ fn run(command: Command) -> Outcome {
         Command::Sessions(sessions) => ask(sessions.run()),
         Command::Wake(wake) => ask(wake.run()),
         Command::Sleep(sleep) => ask(sleep.run()),
+        Command::Link(link) => ask(link.run()),
         Command::Reload(reload) => ask(reload.run()),
+        Command::Cert(cert) => cert.run(),
         Command::Schema(PrintSchema { kind: SchemaKind::Dormouse }) => {
             print(&SchemaFile::Dormouse.text())
         }

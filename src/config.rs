@@ -2,18 +2,28 @@
 //!
 //! [`Config`] is the checked form. Opens no socket and talks to no engine.
 
+pub(crate) mod acme;
 mod check;
 pub(crate) mod file;
+mod http;
+mod listen;
 
 use std::{
     collections::BTreeMap,
-    io,
-    net::SocketAddr,
+    io, iter,
+    net::{IpAddr, SocketAddr},
     path::{self, Path, PathBuf},
     time::Duration,
 };
 
-pub use file::{Limits, Shutdown, Timeouts};
+use ipnet::IpNet;
+
+pub use {
+    acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
+    file::{Limits, Shutdown, Timeouts},
+    http::{GetBody, Http2, Underscores},
+    listen::{Tls, TlsVersion},
+};
 
 use crate::route::{EngineKind, Engines, RouteError, read_file};
 
@@ -29,16 +39,26 @@ pub struct Config {
     pub base: PathBuf,
     /// Where to listen.
     pub listen: Listen,
+    /// TLS with clients.
+    pub tls: Tls,
     /// The admin API.
     pub admin: Admin,
     /// Folders.
     pub paths: Paths,
     /// The most of everything.
     pub limits: Limits,
+    /// What one HTTP/2 connection may cost.
+    pub http2: Http2,
     /// How long to wait for others.
     pub timeouts: Timeouts,
     /// How to end.
     pub shutdown: Shutdown,
+    /// Signed links.
+    pub links: Links,
+    /// The access log's file, or `-` for standard output.
+    pub access_log: Option<PathBuf>,
+    /// Certificates that come by themselves; `None`: they do not.
+    pub acme: Option<Acme>,
     /// What runs the instances, by name.
     pub engines: BTreeMap<String, EngineConfig>,
     /// The most instances at once, of the engines that have such a limit.
@@ -48,10 +68,46 @@ pub struct Config {
 /// `[listen]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Where requests come in: HTTP/1.1 and cleartext HTTP/2. Not empty.
-    pub http: Vec<SocketAddr>,
+    /// Where requests come in without TLS: HTTP/1.1 and cleartext HTTP/2.
+    pub http: Vec<Entrance>,
+    /// Where requests come in over TLS: HTTP/1.1 and HTTP/2.
+    pub https: Vec<Entrance>,
+    /// Whose word is taken for who the client is.
+    pub trusted_proxies: Networks,
     /// Where the admin API listens.
     pub admin: AdminAddress,
+}
+
+/// An address where requests come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entrance {
+    /// The address.
+    pub address: SocketAddr,
+    /// Whether connections begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
+    /// Whether clients are asked for a certificate.
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// Which certificates clients may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientAuth {
+    /// The authorities, a PEM file.
+    pub ca: PathBuf,
+    /// Whether a client without a certificate is refused.
+    pub required: bool,
+}
+
+/// A set of addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Networks(pub Vec<IpNet>);
+
+impl Networks {
+    /// Whether the address is in one of them. An IPv4 address in IPv6's clothes is the IPv4 one.
+    pub fn contain(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
 }
 
 /// Where the admin API listens.
@@ -79,6 +135,24 @@ pub struct Paths {
     pub certs: PathBuf,
     /// What Dormouse itself keeps.
     pub state: PathBuf,
+}
+
+/// `[links]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Links {
+    /// The files of the keys, by id.
+    pub keys: BTreeMap<String, PathBuf>,
+    /// The id of the one that signs; `None` where none is configured.
+    pub current: Option<String>,
+    /// The longest that a link may count.
+    pub expires_max: Duration,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        let expires_max = Duration::from_secs(30 * 24 * 60 * 60);
+        Self { keys: BTreeMap::new(), current: None, expires_max }
+    }
 }
 
 /// `[engines.NAME]`.
@@ -157,6 +231,18 @@ impl Config {
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Vec<RouteError>> {
         check::parse(file, text, &environment)
+    }
+
+    /// The port that a redirect to HTTPS names.
+    pub fn redirect_port(&self) -> u16 {
+        let listens = self.listen.https.first().map(|entrance| entrance.address.port());
+        self.tls.redirect_port.or(listens).unwrap_or(443)
+    }
+
+    /// Where certificates are read from, the operator's first.
+    pub fn cert_folders(&self) -> Vec<PathBuf> {
+        let acme = self.acme.as_ref().map(|acme| acme.folder(&self.paths.state).join("certs"));
+        iter::once(self.paths.certs.clone()).chain(acme).collect()
     }
 
     /// The engines' names and kinds: what route files are checked against.

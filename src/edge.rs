@@ -4,25 +4,41 @@
 //!
 //! It must not know engines.
 
+mod access;
 mod admit;
+mod arrive;
 mod client;
 mod connections;
 mod dial;
+mod early;
+mod forwarded;
+mod frames;
+mod framing;
+#[doc(hidden)]
+pub mod fuzz;
 mod headers;
 mod hold;
+mod inlet;
 mod listen;
 mod local;
+mod pace;
 mod peer;
+mod proxy_protocol;
 mod respond;
 mod target;
+mod tls;
 mod tunnel;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{StatusCode, header};
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -33,22 +49,31 @@ use pingora::{
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+pub use admit::Admission;
+pub use arrive::Entrances;
 pub use connections::Connections;
-pub use listen::Listener;
+pub use early::Unseen;
+pub use listen::{Listener, http2_options};
+pub use tls::TlsError;
 
 use crate::{
+    access::Door,
+    acme::Acme,
     config::{Limits, Timeouts},
-    fleet::{Fleet, Lease, Verdict},
+    fleet::{Fleet, Held, Lease, Verdict},
     metrics::METRICS,
+    record::{Access, AccessLog},
     route::RouteTable,
-};
-use admit::Admission;
+use access::Entered;
+use early::Early;
+use framing::{HeadLimits, Refusal};
 use headers::RequestId;
 use listen::Connection;
+use pace::{AveragePace, BodyRate};
 use peer::Manner;
 use respond::Answer;
 use target::Target;
-use tunnel::Takeover;
+use tunnel::{Ending, Takeover};
 
 /// How often one request may try to connect.
 const CONNECTS_MAX: u32 = 3;
@@ -60,21 +85,109 @@ const TOO_LATE: ErrorType = ErrorType::Custom("its life was over before it was c
 pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
+    door: Arc<Door>,
     timeouts: Timeouts,
-    admission: Admission,
+    admission: Arc<Admission>,
+    limits: HeadLimits,
+    body_rate: BodyRate,
+    redirect_port: u16,
     tunnels: TaskTracker,
+    access_log: Option<Arc<AccessLog>>,
+    acme: Option<Arc<Acme>>,
 }
 
 impl Edge {
-    /// Serves the sessions of `table` from `fleet`.
+    /// Serves the sessions of `table` from `fleet` to whomever `door` lets in.
     pub fn new(
         table: Arc<ArcSwap<RouteTable>>,
         fleet: Arc<Fleet>,
+        door: Arc<Door>,
         timeouts: Timeouts,
         limits: &Limits,
     ) -> Self {
-        let admission = Admission::new(limits);
-        Self { table, fleet, timeouts, admission, tunnels: TaskTracker::new() }
+        let body_rate = BodyRate::new(limits, &timeouts);
+        Self {
+            table,
+            fleet,
+            door,
+            timeouts,
+            admission: Arc::new(Admission::new(limits)),
+            limits: HeadLimits::new(limits),
+            body_rate,
+            redirect_port: 443,
+            tunnels: TaskTracker::new(),
+            access_log: None,
+            acme: None,
+        }
+    }
+
+    /// Answers http-01 challenges, and lets requests cause orders where that is on.
+    #[must_use]
+    pub fn with_acme(mut self, acme: Option<Arc<Acme>>) -> Self {
+        self.acme = acme;
+        self
+    }
+
+    /// Wakes are counted with those that others begin.
+    #[must_use]
+    pub fn with_admission(mut self, admission: Arc<Admission>) -> Self {
+        self.admission = admission;
+        self
+    }
+
+    /// Redirects to HTTPS name this port instead of 443.
+    #[must_use]
+    pub fn with_redirect_port(mut self, port: u16) -> Self {
+        self.redirect_port = port;
+        self
+    }
+
+    /// Each request is written to `log`.
+    #[must_use]
+    pub fn with_access_log(mut self, log: Option<Arc<AccessLog>>) -> Self {
+        self.access_log = log;
+        self
+    }
+
+    /// What is done before anybody wakes, in this order: the redirect to HTTPS, what the route
+    /// answers by itself, access. Whether the request was answered.
+    async fn before_wake(
+        &self,
+        downstream: &mut Downstream,
+        ctx: &mut Ctx,
+    ) -> Result<bool, access::Closed> {
+        if let Some(answer) = ctx.answer {
+            return Err(answer.into());
+        }
+        let target = Arc::clone(ctx.target.insert(Target::of(downstream, &self.table)?));
+        if let Some(acme) = &self.acme {
+            acme.want(&target.host);
+        }
+        if target.route.recipe.client_tls.redirect && !client::is_https(downstream) {
+            return Err(Answer::ToHttps(self.redirect_port).into());
+        }
+        let answered = local::answer(downstream, &target, ctx.id.as_str()).await;
+        if answered.map_err(|_| Answer::ClientLeft)? {
+            return Ok(true);
+        }
+        let is_upgrade = ctx.manner.is_upgrade();
+        ctx.entered = access::enter(&self.door, downstream, &target, is_upgrade).await?;
+        Ok(false)
+    }
+
+    /// What the request is refused for before it is looked at.
+    fn framed(&self, downstream: &mut Downstream, ctx: &Ctx) -> Result<(), Refusal> {
+        let Some(connection) = &ctx.connection else { return Ok(()) };
+        if connection.is_http2() {
+            self.limits.check_http2(downstream.req_header())?;
+        } else {
+            connection.heads.next()?;
+        }
+        if connection.is_http2() || connection.heads.has_underscores() {
+            let all = self.limits.drops_underscores();
+            headers::drop_underscored(downstream.req_header_mut(), all);
+        }
+        Ok(())
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
@@ -87,24 +200,32 @@ impl Edge {
         if let Some(failed) = ctx.connect_failed.take() {
             self.after_failed_connect(ctx, failed).await?;
         }
-        let lease = match ctx.lease.take() {
+        let early = ctx.early.take().and_then(|early| early.for_host(&target.host));
+        let lease = match ctx.lease.take().or(early) {
             Some(lease) => lease,
             None => {
                 let asker = admit::asker(downstream, &target.route);
                 let origin = admit::origin(downstream);
-                self.admission.lease(&self.fleet, &target, asker, origin)?
+                let Target { host, route, .. } = &*target;
+                self.admission.lease(&self.fleet, host, route, asker, origin)?
             }
         };
         // In `ctx` while it waits, so that whatever ends the request gives it back.
         let lease = ctx.lease.insert(lease);
         let endpoint = hold::ready(downstream, lease).await?;
+        ctx.generation = Some(endpoint.generation);
+        ctx.held = lease.held();
         ctx.connect_began = Some(Instant::now());
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
         let Target { host, route, .. } = &*target;
         let (tls, takeover) = (route.tls(host), ctx.takeover.clone());
-        peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts)
-            .map_err(|_| Answer::Internal)
+        let peer = peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts);
+        let mut peer = peer.map_err(|_| Answer::Internal)?;
+        if let Some(grant) = ctx.entered.grant() {
+            peer::set_apart(&mut peer, grant.number());
+        }
+        Ok(peer)
     }
 
     /// A refused connection is a reason to ask the engine, not to give the instance up.
@@ -130,22 +251,65 @@ impl Edge {
 
 /// One request's state, from its head to its last byte.
 pub struct Ctx {
+    began: Instant,
     id: RequestId,
     target: Option<Arc<Target>>,
+    entered: Entered,
     manner: Manner,
     takeover: Option<Arc<Takeover>>,
     lease: Option<Lease>,
+    /// Of the last lease, which may be the tunnel's by now.
+    generation: Option<Generation>,
+    held: Option<Held>,
+    /// What was leased at the handshake.
+    early: Option<Early>,
     answer: Option<Answer>,
     connects: u32,
     connect_began: Option<Instant>,
     connect_took: Duration,
     connect_failed: Option<Instant>,
     connection: Option<Arc<Connection>>,
+    /// Of an HTTP/2 request's body, as long as it may not come as slowly as it likes.
+    body: Option<AveragePace>,
 }
 
 impl Ctx {
+    /// Whether the rest of the request's body may come as slowly as it likes.
+    fn set_patient(&mut self, is_patient: bool) {
+        if let Some(connection) = &self.connection {
+            connection.heads.set_patient(is_patient);
+        }
+        self.body = (!is_patient).then(AveragePace::default);
+    }
+
+    /// What the access log says of the request, which has ended.
+    fn access<'a>(&'a self, downstream: &'a Downstream, status: u16) -> Access<'a> {
+        let request = downstream.req_header();
+        let agent = request.headers.get(http::header::USER_AGENT);
+        let millis = |took: Duration| took.as_secs_f64() * 1000.0;
+        Access {
+            at: unix_ms(),
+            id: self.id.as_str(),
+            client: client::address(downstream),
+            method: request.method.as_str(),
+            host: self.target.as_ref().map_or("", |target| &*target.host),
+            path: request.uri.path(),
+            route: self.target.as_ref().map_or("", |target| &*target.route.name),
+            generation: self.generation.map(|generation| generation.0),
+            status,
+            reason: self.answer.map(Answer::reason),
+            bytes: downstream.body_bytes_sent(),
+            took_ms: millis(self.began.elapsed()),
+            held_ms: self.held.map(|held| millis(held.hold)),
+            agent: agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default(),
+        }
+    }
+
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
-    fn take_over(&mut self, tunnels: &TaskTracker) {
+    fn take_over(&mut self, tunnels: &TaskTracker, is_websocket: bool) {
+        if let Some(connection) = self.connection.as_ref().filter(|_| self.manner.is_upgrade()) {
+            connection.heads.upgrade();
+        }
         let tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
         if tls {
             return;
@@ -154,7 +318,9 @@ impl Ctx {
             return;
         };
         if let Some(lease) = self.lease.take() {
-            tunnels.spawn(takeover.begin(lease));
+            let grant = self.entered.grant().cloned();
+            let ending = grant.map(|grant| Ending::new(grant, is_websocket));
+            tunnels.spawn(takeover.begin(lease, ending));
             // A connection is upgraded once.
             let _ = connection.takeover.set(takeover);
         }
@@ -181,17 +347,23 @@ impl ProxyHttp for Edge {
 
     fn new_ctx(&self) -> Ctx {
         Ctx {
+            began: Instant::now(),
             id: RequestId::none(),
             target: None,
+            entered: Entered::default(),
             manner: Manner::default(),
             takeover: None,
             lease: None,
+            generation: None,
+            held: None,
+            early: None,
             answer: None,
             connects: 0,
             connect_began: None,
             connect_took: Duration::ZERO,
             connect_failed: None,
             connection: None,
+            body: None,
         }
     }
 
@@ -199,10 +371,13 @@ impl ProxyHttp for Edge {
     fn init_downstream_modules(&self, _: &mut pingora::modules::http::HttpModules) {}
 
     async fn early_request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<()> {
+        ctx.began = Instant::now();
         if let Some(connection) = Connection::of(downstream.digest()) {
             connection.request_began();
+            ctx.early = connection.take_early();
             ctx.connection = Some(Arc::clone(connection));
         }
+        ctx.answer = self.framed(downstream, ctx).err().map(Answer::Unframed);
         downstream.set_read_timeout(Some(self.timeouts.client_body));
         headers::drop_stray_upgrade(downstream.req_header_mut());
         // Bytes of a next request that come during a hold are kept for it. Pingora, once it keeps
@@ -210,6 +385,11 @@ impl ProxyHttp for Edge {
         // Test: a_client_that_sends_on_and_leaves_before_the_101_gives_its_lease_back.
         ctx.manner = Manner::of(downstream.req_header());
         downstream.set_pipelining_enabled(!ctx.manner.is_patient());
+        ctx.set_patient(ctx.manner.is_patient());
+        if downstream.is_http2() {
+            // Of what goes by HTTP/1, and of the connection, the inlet's stream knows more.
+            downstream.set_write_timeout(Some(self.timeouts.client_write));
+        }
         if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
         }
@@ -218,18 +398,45 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, downstream: &mut Downstream, ctx: &mut Ctx) -> Result<bool> {
-        match Target::of(downstream, &self.table) {
-            Ok(target) => {
-                let target = ctx.target.insert(target);
-                local::answer(downstream, target, ctx.id.as_str()).await
-            }
-            Err(answer) => {
+        let path = downstream.req_header().uri.path();
+        // Before there is a route: the ACME server's question wakes nobody.
+        let acme = self.acme.as_ref().filter(|_| ctx.answer.is_none());
+        if let Some(file) = acme.and_then(|acme| acme.file(path)) {
+            respond::challenge(downstream, file, ctx.id.as_str()).await?;
+            return Ok(true);
+        }
+        match self.before_wake(downstream, ctx).await {
+            Ok(answered) => Ok(answered),
+            Err(access::Closed { answer, headers }) => {
                 ctx.answer = Some(answer);
-                METRICS.refused.with_label_values(&[answer.reason()]).inc();
-                respond::send(downstream, answer, ctx.id.as_str()).await?;
+                match answer {
+                    Answer::ToHttps(_) => METRICS.redirected.inc(),
+                    Answer::Exchanged => {}
+                    _ => METRICS.refused.with_label_values(&[answer.reason()]).inc(),
+                }
+                let (id, target) = (ctx.id.as_str(), ctx.target.as_deref());
+                respond::send_with(downstream, answer, id, target, headers).await?;
                 Ok(true)
             }
         }
+    }
+
+    /// The inlet paces what comes by HTTP/1, and sees nothing of the streams of HTTP/2.
+    async fn request_body_filter(
+        &self,
+        downstream: &mut Downstream,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let Some(pace) = ctx.body.as_mut().filter(|_| !end && downstream.is_http2()) else {
+            return Ok(());
+        };
+        if pace.is_too_slow(body.as_ref().map_or(0, Bytes::len), self.body_rate) {
+            ctx.answer = Some(Answer::BodyTimedOut);
+            return Err(Error::new_str("a body below limits.body_rate"));
+        }
+        Ok(())
     }
 
     async fn upstream_peer(
@@ -251,10 +458,11 @@ impl ProxyHttp for Edge {
         _: &mut Downstream,
         reused: bool,
         _: &HttpPeer,
-        _: std::os::unix::io::RawFd,
+        socket: std::os::unix::io::RawFd,
         _: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        ctx.entered.cut_when_over(socket, &self.tunnels);
         if reused {
             return Ok(());
         }
@@ -298,9 +506,13 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
     ) -> Result<()> {
         let Some(target) = &ctx.target else { return Ok(()) };
-        target.forwarding.say(upstream)?;
+        target.forwarding.say(downstream, upstream)?;
+        ctx.entered.tell(&target.route.recipe.access, upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
+        if let Some(codings) = framing::inner_codings(&downstream.req_header().headers) {
+            upstream.insert_header(header::TRANSFER_ENCODING, codings)?;
+        }
         for (name, value) in target.route.set_headers(&target.host) {
             upstream.insert_header(name, value)?;
         }
@@ -319,13 +531,21 @@ impl ProxyHttp for Edge {
         // From here on both sides may stream as slowly as they like.
         if headers::has_body(downstream.req_header(), answer) {
             downstream.set_read_timeout(None);
+            ctx.set_patient(true);
         }
         ctx.id.answer(answer)?;
-        if let Some(held) = ctx.lease.as_ref().and_then(Lease::held) {
+        if let Some(target) = &ctx.target {
+            headers::hsts(answer, downstream, target)?;
+        }
+        if let Some(held) = ctx.held {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-            ctx.take_over(&self.tunnels);
+            ctx.entered.select(answer)?;
+            ctx.take_over(&self.tunnels, headers::is_websocket(downstream.req_header()));
+        } else if ctx.manner.is_upgrade() {
+            // What the client may have sent behind it is no request.
+            downstream.set_keepalive(None);
         }
         Ok(())
     }
@@ -336,10 +556,11 @@ impl ProxyHttp for Edge {
         downstream: &mut Downstream,
         _: &mut Option<Bytes>,
         end: bool,
-        _: &mut Ctx,
+        ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if end {
             downstream.set_read_timeout(Some(self.timeouts.client_body));
+            ctx.set_patient(false);
         }
         Ok(None)
     }
@@ -350,7 +571,8 @@ impl ProxyHttp for Edge {
         error: &Error,
         ctx: &mut Ctx,
     ) -> FailToProxy {
-        let answer = ctx.answer.unwrap_or_else(|| answer_to(error, ctx));
+        let ended = || ctx.entered.is_over().then_some(Answer::AccessEnded);
+        let answer = ctx.answer.or_else(ended).unwrap_or_else(|| answer_to(error, ctx));
         ctx.answer = Some(answer);
         METRICS.refused.with_label_values(&[answer.reason()]).inc();
         let session = ctx.target.as_ref().map_or("", |target| &*target.host);
@@ -366,7 +588,8 @@ impl ProxyHttp for Edge {
         downstream.set_keepalive(None);
         // It has its answer or gets it now: however slowly it takes it, nobody is kept awake for it.
         ctx.lease = None;
-        if !began && respond::send(downstream, answer, id).await.is_err() {
+        let sent = respond::send(downstream, answer, id, ctx.target.as_deref());
+        if !began && sent.await.is_err() {
             ctx.answer = Some(Answer::ClientLeft);
         }
         FailToProxy { error_code: answer.status(), can_reuse_downstream: false }
@@ -376,7 +599,11 @@ impl ProxyHttp for Edge {
         let status = downstream.response_written().map_or(0, |answer| answer.status.as_u16());
         METRICS.count_request(status);
         let host = ctx.target.as_ref().map_or("", |target| &*target.host);
-        tracing::debug!(id = ctx.id.as_str(), session = host, status, "request");
+        let (id, client) = (ctx.id.as_str(), client::address(downstream));
+        tracing::debug!(id, session = host, ?client, status, "request");
+        if let Some(log) = &self.access_log {
+            log.write(&ctx.access(downstream, status));
+        }
     }
 
     /// We log what became of a request ourselves, in `fail_to_proxy`.
@@ -395,6 +622,11 @@ impl ProxyHttp for Edge {
     }
 }
 
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn is_tls(kind: &ErrorType) -> bool {
     matches!(
         kind,
@@ -404,7 +636,14 @@ fn is_tls(kind: &ErrorType) -> bool {
 
 /// What Pingora's error means for the client.
 fn answer_to(error: &Error, ctx: &Ctx) -> Answer {
+    let heads = ctx.connection.as_ref().map(|connection| &connection.heads);
     match (error.esource(), error.etype()) {
+        (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_bad()) => {
+            Answer::Unframed(Refusal::Chunk)
+        }
+        (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_slow()) => {
+            Answer::BodyTimedOut
+        }
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Answer::BodyTimedOut,
         (
             ErrorSource::Downstream,

@@ -18,6 +18,7 @@ mod probe;
 mod starts;
 mod timer;
 mod tls;
+mod turnstile;
 mod view;
 
 use std::{
@@ -358,6 +359,10 @@ impl Fleet {
             if core.timer_at.is_none_or(|armed| at < armed) {
                 self.arm(cell, &mut core, at);
             }
+        }
+        if core.next_place.is_some() && core.machine.leases() == 0 {
+            // Whoever it was found for has left, or was refused.
+            core.next_place = None;
         }
         let to = core.machine.state().name();
         if from == to {

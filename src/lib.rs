@@ -26,13 +26,23 @@ pub mod fleet;
 
 pub mod edge;
 
+pub mod access;
+
 pub mod route;
 
+pub mod certs;
+
+pub mod acme;
+
 pub mod config;
+
+pub mod watch;
 
 pub mod schema;
 
 pub mod metrics;
+
+pub mod record;
 
 pub mod admin;
 

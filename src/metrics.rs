@@ -36,6 +36,14 @@ pub struct Metrics {
     pub running: IntGaugeVec,
     /// Idle instances that were put to sleep for others, by engine.
     pub evictions: IntCounterVec,
+    /// Lines that the access log lost: it could not be written, or not as fast as they came.
+    pub access_log_dropped: IntCounter,
+    /// Clients that came to an address with TLS or the PROXY protocol, by how that went.
+    pub handshakes: IntCounterVec,
+    /// Leases taken at a ClientHello, before there was a request.
+    pub leases_at_sni: IntCounter,
+    /// Requests sent to HTTPS.
+    pub redirected: IntCounter,
     /// Wakes by engine and result.
     pub wakes: IntCounterVec,
     /// How long wakes took, by engine and part (`queued`, `engine`, `ready`), in seconds.
@@ -50,6 +58,18 @@ pub struct Metrics {
     pub route_errors: IntGauge,
     /// Routes that are live.
     pub routes: IntGauge,
+    /// Certificates that are served.
+    pub certificates: IntGauge,
+    /// Errors in the files of certificates as they are on disk now.
+    pub certificate_errors: IntGauge,
+    /// Days until the first certificate ends; negative once one has.
+    pub certificate_days: IntGauge,
+    /// ACME orders that came to an end, by result.
+    pub acme_orders: IntCounterVec,
+    /// Hosts that clients asked for and that no certificate was ordered for, by reason.
+    pub acme_refused: IntCounterVec,
+    /// Names whose last order has failed.
+    pub acme_failing: IntGauge,
     /// When the process started, in seconds since 1970.
     pub start_time: Gauge,
 }
@@ -122,6 +142,17 @@ impl Metrics {
                 "Idle instances put to sleep to make room for others.",
                 &["engine"],
             ),
+            access_log_dropped: counter(
+                "access_log_dropped_total",
+                "Lines that the access log lost.",
+            ),
+            handshakes: counters(
+                "handshakes_total",
+                "TLS handshakes and PROXY headers by result.",
+                &["result"],
+            ),
+            leases_at_sni: counter("leases_at_sni_total", "Leases taken at a ClientHello."),
+            redirected: counter("redirected_total", "Requests redirected to HTTPS."),
             wakes: counters("wakes_total", "Wakes by result.", &["engine", "result"]),
             wake_seconds: register(
                 &registry,
@@ -138,6 +169,19 @@ impl Metrics {
             reloads: counters("reloads_total", "Reloads of the routes.", &["result"]),
             route_errors: gauge("route_errors", "Errors in the route files on disk."),
             routes: gauge("routes", "Routes that are live."),
+            certificates: gauge("certificates", "Certificates that are served."),
+            certificate_errors: gauge("certificate_errors", "Errors in the certificates on disk."),
+            certificate_days: gauge(
+                "certificate_expiry_days",
+                "Days until the first certificate ends; 0 without one.",
+            ),
+            acme_orders: counters("acme_orders_total", "ACME orders by result.", &["result"]),
+            acme_refused: counters(
+                "acme_on_demand_refused_total",
+                "Certificates not ordered on demand, by reason.",
+                &["reason"],
+            ),
+            acme_failing: gauge("acme_failing", "Names whose last ACME order has failed."),
             start_time,
             registry,
         }

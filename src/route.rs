@@ -4,6 +4,7 @@
 //! to run that session. Nothing here wakes, dials or answers anybody, and nothing here knows how
 //! an engine does its work.
 
+pub mod access;
 mod admit;
 mod check;
 pub(crate) mod file;
@@ -16,7 +17,7 @@ pub(crate) mod source;
 mod table;
 mod template;
 pub(crate) mod text;
-pub mod watch;
+mod tls;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
@@ -24,14 +25,15 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 pub use {
-    file::Protocol,
+    file::{Protocol, WakeOn},
     host::{HostPattern, canonical_host},
-    load::load_dir,
+    load::{is_route_file, load_dir},
     local::{Ignore, StaticAnswer},
     rate::{Rate, RateText},
     recipe::Recipe,
     source::{Position, RouteError},
     table::{Clash, RouteTable},
+    tls::ClientTls,
 };
 pub(crate) use {host::is_name, load::read as read_file};
 
@@ -137,6 +139,12 @@ impl Route {
         self.recipe.tls.is_some()
     }
 
+    /// Whether a wake may begin before a request is seen: whoever may connect from an address may
+    /// also ask. Which addresses says [`access::Access::admits_address`].
+    pub fn may_wake_unseen(&self) -> bool {
+        self.recipe.access.is_of_address()
+    }
+
     /// The headers to set on every request to the instance of `host`, over the client's own, named as
     /// the operator spelled them. The values are marked sensitive. Allocates only for those that a capture stands in.
     pub fn set_headers<'a>(&'a self, host: &'a str) -> impl Iterator<Item = (Bytes, HeaderValue)> {
@@ -149,6 +157,11 @@ impl Route {
             };
             Some((header.spelled.clone(), value))
         })
+    }
+
+    /// A template of `[access]`, for `host`.
+    pub(crate) fn render(&self, host: &str, text: &str) -> String {
+        self.fill(text, &self.values(host), &[])
     }
 
     fn values<'h>(&self, host: &'h str) -> Vec<&'h str> {

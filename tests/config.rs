@@ -5,7 +5,10 @@
 use std::{fs, path::Path, time::Duration};
 
 use dormouse::{
-    config::{AdminAddress, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig},
+    config::{
+        AdminAddress, ClientAuth, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
+        GetBody, TlsVersion, Underscores,
+    },
     route::{EngineKind, RouteError, load_dir},
     schema::{SchemaFile, reference},
 };
@@ -31,7 +34,10 @@ fn docker(config: &Config, name: &str) -> DockerConfig {
 #[test]
 fn an_empty_file_gives_the_documented_defaults() {
     let config = parse("").unwrap();
-    assert_eq!(config.listen.http, ["127.0.0.1:8080".parse().unwrap()]);
+    let http: Vec<_> = config.listen.http.iter().map(|entrance| entrance.address).collect();
+    assert_eq!(http, ["127.0.0.1:8080".parse().unwrap()]);
+    assert!(config.listen.https.is_empty() && config.listen.trusted_proxies.0.is_empty());
+    assert_eq!((config.tls.min_version, config.redirect_port()), (TlsVersion::V1_2, 443));
     assert_eq!(config.listen.admin, AdminAddress::Tcp("127.0.0.1:9900".parse().unwrap()));
     assert_eq!(config.paths.routes, Path::new("/etc/dormouse/routes"));
     assert_eq!(config.paths.certs, Path::new("/etc/dormouse/certs"));
@@ -39,10 +45,19 @@ fn an_empty_file_gives_the_documented_defaults() {
     let limits = &config.limits;
     let all = [limits.held, limits.starts, limits.connections, limits.sessions];
     assert_eq!(all, [10_000, 8, 50_000, 100_000]);
+    let sizes = [limits.head, limits.uri, limits.body_rate];
+    assert_eq!((limits.headers, sizes), (200, [64 * 1024, 16 * 1024, 500]));
+    let words = (limits.underscores, limits.get_body);
+    assert_eq!(words, (Underscores::Drop, GetBody::Refuse));
+    let http2 = &config.http2;
+    assert_eq!([http2.streams, http2.resets, http2.error_resets], [100, 20, 100]);
     let seconds = |duration: Duration| duration.as_secs();
     let timeouts = &config.timeouts;
+    assert_eq!(timeouts.handshake, timeouts.client_head);
     let client = [timeouts.client_head, timeouts.client_body, timeouts.client_idle];
     assert_eq!(client.map(seconds), [10, 60, 75]);
+    let slow = [timeouts.client_body_grace, timeouts.client_write];
+    assert_eq!(slow.map(seconds), [20, 60]);
     let upstream = [timeouts.connect, timeouts.answer, timeouts.upstream_idle];
     assert_eq!(upstream.map(seconds), [5, 300, 4]);
     assert_eq!(config.shutdown.drain, Duration::from_secs(30));
@@ -163,7 +178,8 @@ kind = "dokcer"
     let expected = [
         "dormouse.toml:3:9: `localhost:80` is no address with a port, expected ADDRESS:PORT such \
          as \"127.0.0.1:8080\" or \"[::]:8080\"",
-        "dormouse.toml:4:1: unknown key `admim`; did you mean `admin`? known: `http`, `admin`",
+        "dormouse.toml:4:1: unknown key `admim`; did you mean `admin`? known: `http`, `https`, \
+         `trusted_proxies`, `admin`",
         "dormouse.toml:6:8: invalid type: string \"many\", expected a whole number up to 4294967295",
         "dormouse.toml:8:9: `30 potatoes` is no duration, expected a duration such as \"30s\", \
          \"15m\" or \"2h\"",
@@ -206,6 +222,58 @@ endpoint = "unix:///x"
         "dormouse.toml:15:1: `endpoint` is for kind = \"docker\" only",
     ];
     assert_eq!(errors(text), expected);
+}
+
+#[test]
+fn addresses_may_be_tables_and_start_from_the_files_own_folder() {
+    let config = parse(
+        r#"
+        [listen]
+        http = ["127.0.0.1:80", { address = "127.0.0.1:81", proxy_protocol = true }]
+        https = [
+            "[::]:8443",
+            { address = "127.0.0.1:444", client_ca = "ca.pem" },
+            { address = "127.0.0.1:445", client_ca = "/ca.pem", client_auth = "optional" },
+        ]
+        trusted_proxies = ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32"]
+        [tls]
+        min_version = "1.3"
+        "#,
+    )
+    .unwrap();
+    let listen = &config.listen;
+    assert!(!listen.http[0].proxy_protocol && listen.http[1].proxy_protocol);
+    let auth = |at: usize| listen.https[at].client_auth.clone();
+    let ca = |ca: &str, required| Some(ClientAuth { ca: ca.into(), required });
+    assert_eq!(auth(0), None);
+    assert_eq!([auth(1), auth(2)], [ca("/etc/dormouse/ca.pem", true), ca("/ca.pem", false)]);
+    for (address, trusted) in
+        [("10.1.2.3", true), ("192.0.2.7", true), ("192.0.2.8", false), ("::ffff:10.1.2.3", true)]
+    {
+        assert_eq!(listen.trusted_proxies.contain(address.parse().unwrap()), trusted, "{address}");
+    }
+    assert_eq!((config.tls.min_version, config.redirect_port()), (TlsVersion::V1_3, 8443));
+}
+
+#[test]
+fn what_cannot_listen_is_told_with_its_place() {
+    let text = r#"[listen]
+http = [{ address = "127.0.0.1:80", proxy_protocol = true }, "127.0.0.1:443"]
+https = ["127.0.0.1:443", "127.0.0.1:0", { address = "[::1]:444", client_auth = "optional" }]
+[tls]
+redirect_port = 0
+"#;
+    let expected = [
+        "dormouse.toml:2:9: `proxy_protocol` without `trusted_proxies`; set \
+         listen.trusted_proxies: the PROXY protocol is taken from them alone",
+        "dormouse.toml:3:10: 127.0.0.1:443 stands here twice",
+        "dormouse.toml:3:27: an address with TLS needs a port of its own, not 0",
+        "dormouse.toml:3:42: `client_auth` needs a `client_ca`; client_ca is a PEM file with the \
+         authorities to trust",
+        "dormouse.toml:5:17: `redirect_port` starts at 1",
+    ];
+    assert_eq!(errors(text), expected);
+    assert_eq!(errors("listen.http = []").len(), 1);
 }
 
 #[test]
@@ -279,7 +347,11 @@ fn an_editor_accepts_what_we_accept() {
 fn an_editor_refuses_what_is_obviously_wrong() {
     for text in [
         "listen.htp = []",
-        "listen.http = []",
+        "listen.https = [{ adress = \"127.0.0.1:443\" }]",
+        "listen.https = [{ address = \"127.0.0.1:443\", client_auth = \"maybe\" }]",
+        "listen.http = [{ address = \"127.0.0.1:80\", client_ca = \"ca.pem\" }]",
+        "listen.trusted_proxies = [\"everybody\"]",
+        "tls.min_version = \"1.1\"",
         "listen.http = \"127.0.0.1:80\"",
         "limits.held = 0",
         "limits.held = \"many\"",

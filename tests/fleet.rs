@@ -23,7 +23,7 @@ use dormouse::{
         machine::{Asker, SleepAnswer},
     },
 };
-use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
+use futures::{FutureExt, StreamExt, future::join_all, stream, stream::BoxStream};
 use tokio::{
     sync::{Notify, broadcast},
     time::{Instant, sleep},
@@ -227,6 +227,36 @@ async fn a_hold_that_is_dropped_frees_its_place_and_the_wake_goes_on() {
     let mut next = fleet.acquire("a.test", Asker::Client, plan).unwrap();
     next.ready().await.unwrap();
     assert_eq!(engine.starts.lock().unwrap().len(), 1, "the first one's wake went on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_many_are_let_in_does_not_overtake_them() {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 8, LIMITS).await;
+    let acquire = || fleet.acquire("a.test", Asker::Client, plan).unwrap();
+    let mut held: Vec<_> = (0..100).map(|_| acquire()).collect();
+    let mut inside = Vec::new();
+    let mut waiting = Vec::new();
+    // The first one waits for the wake; from then on each knows at once whether it is in.
+    held[0].ready().await.unwrap();
+    for mut lease in held {
+        match lease.ready().now_or_never() {
+            Some(ready) => inside.push((ready.unwrap(), lease)),
+            None => waiting.push(lease),
+        }
+    }
+    assert_eq!((inside.len(), waiting.len()), (64, 36));
+    let mut late = acquire();
+    assert!(late.endpoint().is_none() && late.ready().now_or_never().is_none());
+    drop(inside);
+    for lease in &mut waiting {
+        lease.ready().await.unwrap();
+    }
+    late.ready().await.unwrap();
+    assert!(late.held().is_none(), "it waited for its turn, not for the wake");
+    drop((waiting, late));
+    sleep(SECOND).await;
+    assert!(acquire().endpoint().is_some(), "nobody waits any more");
 }
 
 #[tokio::test(start_paused = true)]

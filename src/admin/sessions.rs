@@ -27,7 +27,7 @@ const LIST_DEFAULT: usize = 1000;
 /// A bound on the memory that one answer takes.
 const LIST_MAX: usize = 10_000;
 
-type Asked<T> = Result<Query<T>, QueryRejection>;
+pub(super) type Asked<T> = Result<Query<T>, QueryRejection>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -195,12 +195,12 @@ impl Shared {
     }
 }
 
-fn canonical(host: &str) -> Result<String, Problem> {
+pub(super) fn canonical(host: &str) -> Result<String, Problem> {
     let canonical = canonical_host(host).map(|host| host.into_owned());
     canonical.ok_or_else(|| Problem::bad_request(format!("`{host}` cannot be a host")))
 }
 
-fn asked<T>(query: Asked<T>) -> Result<T, Problem> {
+pub(super) fn asked<T>(query: Asked<T>) -> Result<T, Problem> {
     query.map(|Query(query)| query).map_err(|error| Problem::bad_request(error.body_text()))
 }
 

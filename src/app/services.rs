@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{self, AtomicBool},
     },
     time::Duration,
 };
@@ -18,10 +18,15 @@ use tokio::{net::TcpStream, signal::unix::SignalKind, time::sleep};
 
 use super::{reload::Reloader, signals};
 use crate::{
+    access::Door,
+    acme::Acme,
     admin::{Admin, Listener},
+    certs::Certs,
     config::AdminAddress,
     fleet::Fleet,
 };
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// Adopts what runs, lets the edge begin, and keeps the fleet's clock.
 pub(super) struct Fleeting(pub(super) Arc<Fleet>);
@@ -35,26 +40,49 @@ impl BackgroundService for Fleeting {
 
 /// Says that the edge is ready once it takes connections: Pingora tells nobody when it listens.
 pub(super) struct Readiness {
-    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) http: Vec<SocketAddr>,
+    pub(super) https: Vec<SocketAddr>,
     pub(super) ready: Arc<AtomicBool>,
 }
 
 #[async_trait]
 impl BackgroundService for Readiness {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let listening = async {
-            for address in &self.addresses {
-                while TcpStream::connect(reachable(*address)).await.is_err() {
-                    sleep(Duration::from_millis(1)).await;
-                }
-            }
-        };
         tokio::select! {
-            () = listening => {
-                self.ready.store(true, Ordering::Release);
-                tracing::info!(http = ?self.addresses, "ready");
+            () = listening(self.http.iter().chain(&self.https)) => {
+                self.ready.store(true, atomic::Ordering::Release);
+                tracing::info!(http = ?self.http, https = ?self.https, "ready");
             }
             _ = shutdown.changed() => {}
+        }
+    }
+}
+
+/// Orders certificates, once the edge can answer the ACME server's questions.
+pub(super) struct Ordering {
+    pub(super) acme: Arc<Acme>,
+    pub(super) addresses: Vec<SocketAddr>,
+}
+
+#[async_trait]
+impl BackgroundService for Ordering {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let orders = async {
+            listening(self.addresses.iter()).await;
+            self.acme.run().await;
+        };
+        tokio::select! {
+            () = orders => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
+/// Returns when there is a listener at every address.
+async fn listening(addresses: impl Iterator<Item = &SocketAddr>) {
+    for address in addresses {
+        while TcpStream::connect(reachable(*address)).await.is_err() {
+            sleep(Duration::from_millis(1)).await;
         }
     }
 }
@@ -69,7 +97,39 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Reads the routes again at SIGHUP.
+/// Looks again at what access rests on.
+pub(super) struct Doorkeeper(pub(super) Arc<Door>);
+
+#[async_trait]
+impl BackgroundService for Doorkeeper {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        tokio::select! {
+            () = self.0.run() => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
+/// Says once a day which certificates end soon, and keeps the metric that counts their days.
+pub(super) struct Expiry(pub(super) Arc<Certs>);
+
+#[async_trait]
+impl BackgroundService for Expiry {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        for hour in 0_u64.. {
+            for pair in self.0.expiring().iter().filter(|_| hour % 24 == 0) {
+                let (file, names) = (pair.file.display(), &pair.names);
+                tracing::warn!(%file, ?names, days = pair.days_left(), "a certificate ends soon");
+            }
+            tokio::select! {
+                () = sleep(HOUR) => {}
+                _ = shutdown.changed() => return,
+            }
+        }
+    }
+}
+
+/// Reads routes and certificates again at SIGHUP.
 pub(super) struct Hangups(pub(super) Arc<Reloader>);
 
 #[async_trait]
@@ -81,10 +141,9 @@ impl BackgroundService for Hangups {
                 () = signals::next(&mut hangup) => {}
                 _ = shutdown.changed() => return,
             }
-            tracing::info!("SIGHUP: reading the routes again");
+            tracing::info!("SIGHUP: reading routes and certificates again");
             let reloader = Arc::clone(&self.0);
-            // What is wrong is logged where it is found.
-            let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
+            let _ = tokio::task::spawn_blocking(move || reloader.hangup()).await;
         }
     }
 }
@@ -107,7 +166,7 @@ impl BackgroundService for Administration {
                 let ready = Arc::clone(&self.admin.ready);
                 let ended = async move {
                     let _ = shutdown.wait_for(|ending| *ending).await;
-                    ready.store(false, Ordering::Release);
+                    ready.store(false, atomic::Ordering::Release);
                 };
                 listener.serve(self.admin.clone().router(), ended).await;
             }

@@ -10,14 +10,16 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::{edge::Connections, fleet::Fleet};
+use crate::{acme::Acme, edge::Connections, fleet::Fleet, record::AccessLog};
 
 /// Says how the server ends.
 pub(super) struct Signals {
     pub(super) fleet: Arc<Fleet>,
     pub(super) connections: Arc<Connections>,
+    pub(super) acme: Option<Arc<Acme>>,
     /// Where a new process waits for the listening sockets; there while one does.
     pub(super) handover: PathBuf,
+    pub(super) access_log: Option<Arc<AccessLog>>,
     pub(super) phases: broadcast::Receiver<ExecutionPhase>,
     pub(super) tasks: TaskTracker,
 }
@@ -45,14 +47,20 @@ impl ShutdownSignalWatch for Signals {
         if matches!(shutdown, ShutdownSignal::GracefulUpgrade) {
             // The new process shares the instances: they are its to put to sleep.
             self.fleet.set_may_sleep(false);
+            // And the ACME server's questions come to it.
+            self.acme.iter().for_each(|acme| acme.set_may_order(false));
         }
         tracing::info!("{name}: draining; instances stay up; SIGTERM or SIGINT now ends at once");
         let drained = drained(self.phases.resubscribe(), Arc::clone(&self.connections));
+        let access_log = self.access_log.clone();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = drained => tracing::info!("drained"),
                 () = next(&mut term) => tracing::warn!("not drained: SIGTERM again"),
                 () = next(&mut int) => tracing::warn!("not drained: SIGINT again"),
+            }
+            if let Some(log) = access_log {
+                log.flush();
             }
             // Pingora would sleep on until `shutdown.drain` is over.
             process::exit(0);

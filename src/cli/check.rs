@@ -1,6 +1,9 @@
 //! `dormouse check`: what `run` and a reload would say to the files, before they have to.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Args;
 use humantime_serde::re::humantime::format_duration;
@@ -8,12 +11,15 @@ use serde::Serialize;
 
 use super::exit::{Failure, Outcome, print, print_json, remark, short};
 use crate::{
+    access::{check_files, check_keys},
     admin::Token,
-    config::Config,
+    certs::{Certs, Pair},
+    config::{Config, Listen},
+    edge::{Entrances, TlsError},
     route::{Route, RouteError, RouteTable, load_dir},
 };
 
-/// Checks dormouse.toml and every route file, without touching anything that runs.
+/// Checks dormouse.toml, every route file and every certificate, without touching anything that runs.
 ///
 /// Every error is told as FILE:LINE:COLUMN: what is wrong, with a hint, and the exit code is 2.
 #[derive(Clone, Debug, Args)]
@@ -27,7 +33,7 @@ pub(super) struct Check {
     /// The edge's settings [default: ./dormouse.toml, or the defaults where there is no such file].
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
-    /// Print {ok, file, routes, engines, errors, warnings} as JSON.
+    /// Print {ok, file, routes, engines, certificates, errors, warnings} as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -40,11 +46,13 @@ struct Findings {
     file: Option<String>,
     routes: Vec<String>,
     engines: Vec<String>,
+    /// The names of each.
+    certificates: Vec<Vec<String>>,
     errors: Vec<RouteError>,
     warnings: Vec<String>,
 }
 
-/// All files, checked.
+/// The settings and the routes, checked.
 pub(super) fn load(config: Option<&Path>) -> Result<(Config, RouteTable), Vec<RouteError>> {
     let config = Config::load(config)?;
     let mut errors = Vec::new();
@@ -54,31 +62,65 @@ pub(super) fn load(config: Option<&Path>) -> Result<(Config, RouteTable), Vec<Ro
         let (message, hint) = (wrong.to_string(), "admin.token_file names it".to_owned());
         errors.push(RouteError { file: file.clone(), at: None, message, hint: Some(hint) });
     }
+    errors.extend(check_keys(&config.links));
     match load_dir(&config.paths.routes, &config.engine_kinds()) {
-        Ok(table) if errors.is_empty() => Ok((config, table)),
-        Ok(_) => Err(errors),
+        Ok(table) => {
+            errors.extend(check_files(&table));
+            if errors.is_empty() { Ok((config, table)) } else { Err(errors) }
+        }
         Err(more) => Err(errors.into_iter().chain(more).collect()),
     }
 }
 
+/// All files: the certificates, too.
+fn load_all(config: Option<&Path>) -> Result<Files, Vec<RouteError>> {
+    let (config, table) = load(config)?;
+    let mut errors = Vec::new();
+    if let Err(TlsError::ClientCa { file, wrong }) =
+        Entrances::new(&config, &Arc::new(Certs::load([])))
+    {
+        errors.push(RouteError {
+            file,
+            at: None,
+            message: wrong,
+            hint: Some("it is a client_ca".into()),
+        });
+    }
+    let certs = Certs::load(config.cert_folders());
+    errors.extend(certs.errors());
+    if errors.is_empty() { Ok(Files { config, table, certs }) } else { Err(errors) }
+}
+
+/// Files that have no error.
+struct Files {
+    config: Config,
+    table: RouteTable,
+    certs: Certs,
+}
+
 impl Check {
     pub(super) fn run(self) -> Outcome {
-        let loaded = load(self.config.as_deref());
+        let loaded = load_all(self.config.as_deref());
         if self.json {
             return print_findings(loaded);
         }
-        let (config, table) = loaded.map_err(|errors| {
+        let files = loaded.map_err(|errors| {
             let mut failure = Failure::of_files(&errors);
             failure.text += &format!("\n{}", counted(errors.len(), "error"));
             failure
         })?;
-        for warning in warnings(&config, &table) {
+        for warning in warnings(&files) {
             remark(&format!("warning: {warning}"));
         }
+        let Files { config, table, certs } = &files;
+        let certificates = match certs.pairs().len() {
+            0 => String::new(),
+            count => format!(", {}", counted(count, "certificate")),
+        };
         let file = config.file.as_deref().map_or("no file, the defaults".to_owned(), short);
         let names: Vec<_> = config.engines.keys().map(String::as_str).collect();
         print(&format!(
-            "ok: {} of {}, engines {} ({file})",
+            "ok: {} of {}, engines {}{certificates} ({file})",
             counted(table.len(), "route"),
             short(&config.paths.routes),
             names.join(", "),
@@ -87,14 +129,15 @@ impl Check {
 }
 
 /// All as data: errors are findings like others, and only the exit code tells.
-fn print_findings(loaded: Result<(Config, RouteTable), Vec<RouteError>>) -> Outcome {
+fn print_findings(loaded: Result<Files, Vec<RouteError>>) -> Outcome {
     match loaded {
-        Ok((config, table)) => print_json(&Findings {
+        Ok(files) => print_json(&Findings {
             ok: true,
-            file: config.file.as_ref().map(|file| file.display().to_string()),
-            routes: table.iter().map(|route| route.name.to_string()).collect(),
-            engines: config.engines.keys().cloned().collect(),
-            warnings: warnings(&config, &table),
+            file: files.config.file.as_ref().map(|file| file.display().to_string()),
+            routes: files.table.iter().map(|route| route.name.to_string()).collect(),
+            engines: files.config.engines.keys().cloned().collect(),
+            certificates: files.certs.pairs().iter().map(|pair| names(pair)).collect(),
+            warnings: warnings(&files),
             errors: Vec::new(),
         }),
         Err(errors) => {
@@ -105,14 +148,48 @@ fn print_findings(loaded: Result<(Config, RouteTable), Vec<RouteError>>) -> Outc
 }
 
 /// What is allowed, and perhaps not what was meant.
-fn warnings(config: &Config, table: &RouteTable) -> Vec<String> {
+fn warnings(files: &Files) -> Vec<String> {
+    let Files { config, table, certs } = files;
     let mut warnings = Vec::new();
     if table.is_empty() {
         let folder = short(&config.paths.routes);
         warnings.push(format!("{folder}: no routes: every request will get 404"));
     }
     warnings.extend(table.iter().filter_map(|route| flapping(route)));
+    let Listen { https, trusted_proxies, .. } = &config.listen;
+    if https.is_empty() && trusted_proxies.0.is_empty() {
+        let to_nowhere = table.iter().filter(|route| route.recipe.client_tls.redirect);
+        warnings.extend(to_nowhere.map(|route| {
+            format!(
+                "{}: tls.redirect, but nothing listens: listen.https is empty",
+                short(&route.file)
+            )
+        }));
+    }
+    if !https.is_empty() && certs.pairs().is_empty() {
+        let folder = short(&config.paths.certs);
+        warnings.push(format!("{folder}: no certificate: every TLS handshake will be refused"));
+    }
+    for pair in certs.pairs() {
+        if let Some(key) = &pair.exposed {
+            warnings.push(format!("{}: others than its owner can read this key", short(key)));
+        }
+    }
+    warnings.extend(
+        certs
+            .expiring()
+            .iter()
+            .map(|pair| format!("{}: it ends in {}", short(&pair.file), days(pair.days_left()))),
+    );
     warnings
+}
+
+fn names(pair: &Pair) -> Vec<String> {
+    pair.names.iter().map(ToString::to_string).collect()
+}
+
+fn days(left: i64) -> String {
+    format!("{left} day{}", if left == 1 { "" } else { "s" })
 }
 
 fn flapping(route: &Route) -> Option<String> {

@@ -74,7 +74,7 @@ struct Problem {
 
 /// A [`RouteError`] as the API writes it.
 #[derive(Debug, Deserialize)]
-struct FileError {
+pub(super) struct FileError {
     file: PathBuf,
     line: Option<usize>,
     column: Option<usize>,

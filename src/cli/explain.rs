@@ -18,7 +18,11 @@ use super::{
 };
 use crate::{
     config::Config,
-    route::{Protocol, RateText, Route, RouteTable, canonical_host},
+    route::{
+        Protocol, RateText, Route, RouteTable,
+        access::{Access, Origin},
+        canonical_host,
+    },
     session::{Plan, Probe, RouteLimits},
 };
 
@@ -58,6 +62,7 @@ struct Explanation {
     limits: LimitsPart,
     idle: IdlePart,
     upstream: String,
+    access: AccessPart,
     /// The session as the running edge has it; `null` when it has none, or cannot be reached.
     live: Value,
     /// Why nothing is known of the running edge.
@@ -136,6 +141,14 @@ impl LimitsPart {
 struct IdlePart {
     sleep: Vec<RungPart>,
     min_awake: String,
+}
+
+/// Who may enter, before anything wakes.
+#[derive(Serialize)]
+struct AccessPart {
+    require: String,
+    origin: String,
+    end_open: bool,
 }
 
 #[derive(Serialize)]
@@ -241,6 +254,7 @@ impl Explanation {
                 min_awake: format_duration(policy.min_awake).to_string(),
             },
             upstream: upstream(route, &plan),
+            access: AccessPart::of(&route.recipe.access),
             image: plan.spec.image,
             live,
             live_error,
@@ -273,11 +287,37 @@ impl Explanation {
             ("sleeps", rungs.join(", then ")),
             ("awake", format!("at least {} after a wake", self.idle.min_awake)),
             ("upstream", self.upstream.clone()),
+            ("access", self.access.in_words()),
             ("now", self.now.clone()),
         ]);
         let lines: Vec<_> =
             lines.iter().map(|(word, text)| format!("{word:<9} {}", plain(text))).collect();
         lines.join("\n")
+    }
+}
+
+impl AccessPart {
+    fn of(access: &Access) -> Self {
+        let origin = match &access.origin {
+            Origin::Same => "same".to_owned(),
+            Origin::Any => "any".to_owned(),
+            Origin::Listed(origins) => origins.join(", "),
+        };
+        Self { require: access.in_words(), origin, end_open: access.end_open }
+    }
+
+    fn in_words(&self) -> String {
+        let who = match self.require.as_str() {
+            "open" => "open: everybody may enter".to_owned(),
+            policies => format!("{policies}; refused otherwise, and nothing wakes"),
+        };
+        let pages = match self.origin.as_str() {
+            "same" => "the session's own pages",
+            "any" => "any page",
+            listed => &format!("the session's own pages and {listed}"),
+        };
+        let ends = if self.end_open { "; what is open ends with it" } else { "" };
+        format!("{who}{ends}; WebSockets from {pages}")
     }
 }
 

@@ -1,19 +1,22 @@
-//! `dormouse reload`: puts the route files in force now, and says what has changed.
+//! `dormouse reload`: puts the route files and the certificates in force now, and says what has
+//! changed.
 
 use clap::Args;
 use serde::Deserialize;
 
 use super::{
     check::counted,
-    client::Target,
-    exit::{Outcome, print, print_json},
+    client::{FileError, Target},
+    exit::{Failure, Outcome, print, print_json},
     sessions::read,
 };
+use crate::route::RouteError;
 
-/// Has a running edge read its route files again.
+/// Has a running edge read its route files and its certificates again.
 ///
-/// It does so by itself when a file changes; this waits for the result. Where one file has an
-/// error, nothing changes at all, the errors are printed and the exit code is 2.
+/// It does so by itself when a file changes; this waits for the result. Where one route file has an
+/// error, no route changes at all; where a certificate is wrong, the one before stays. The errors
+/// are printed and the exit code is 2.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -30,6 +33,8 @@ struct Report {
     added: Vec<String>,
     changed: Vec<String>,
     removed: Vec<String>,
+    certificates: usize,
+    certificate_errors: Vec<FileError>,
 }
 
 impl Reload {
@@ -38,7 +43,8 @@ impl Reload {
         if self.target.json {
             return print_json(&answer.body);
         }
-        let Report { routes, added, changed, removed } = read(answer.body)?;
+        let report: Report = read(answer.body)?;
+        let Report { routes, added, changed, removed, certificates, certificate_errors } = report;
         let changes = [("added", added), ("changed", changed), ("removed", removed)];
         let mut text = counted(routes, "route");
         if changes.iter().all(|(_, names)| names.is_empty()) {
@@ -47,6 +53,14 @@ impl Reload {
         for (word, names) in changes.iter().filter(|(_, names)| !names.is_empty()) {
             text += &format!("\n{word}: {}", names.join(", "));
         }
-        print(&text)
+        if 0 < certificates {
+            text += &format!("\n{}", counted(certificates, "certificate"));
+        }
+        print(&text)?;
+        if certificate_errors.is_empty() {
+            return Ok(());
+        }
+        let errors: Vec<_> = certificate_errors.into_iter().map(RouteError::from).collect();
+        Err(Failure::of_files(&errors))
     }
 }

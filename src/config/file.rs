@@ -3,17 +3,20 @@
 //!
 //! Says what may be written, not what it means: that is `check`.
 
-use std::{
-    borrow::Cow, collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::AdminAddress;
+use super::{
+    AdminAddress,
+    acme::AcmeTable,
+    http::{GetBody, Http2, Underscores},
+    listen::{ListenTable, Tls},
+};
 use crate::route::{
     EngineKind, Rate, RateText,
-    text::{self, AddressText, DurationText, Text, duration},
+    text::{self, AddressText, DurationText, SizeText, Text, duration, size},
 };
 
 /// The edge's own settings. Every key has a default; no file at all works too. Relative paths
@@ -23,32 +26,31 @@ use crate::route::{
 pub(crate) struct ConfigFile {
     /// Where to listen.
     pub(crate) listen: ListenTable,
+    /// TLS with clients.
+    pub(crate) tls: Tls,
     /// The admin API.
     pub(crate) admin: AdminTable,
     /// Folders.
     pub(crate) paths: PathsTable,
     /// The most of everything that could otherwise grow.
     pub(crate) limits: Limits,
+    /// What one HTTP/2 connection may cost.
+    pub(crate) http2: Http2,
     /// How long to wait for others. None of these cuts an open WebSocket or a flowing stream.
     pub(crate) timeouts: Timeouts,
     /// How to end.
     pub(crate) shutdown: Shutdown,
+    /// Signed links (`[access] link` of a route).
+    pub(crate) links: LinksTable,
+    /// What is written down.
+    pub(crate) log: LogTable,
+    /// Certificates that come and renew by themselves. Without this table nothing is ordered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) acme: Option<AcmeTable>,
     /// What runs the instances, by the name that routes call it: `a-z`, `0-9` and `-`. Default:
     /// `local` of kind `process` and `docker` of kind `docker`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) engines: Option<BTreeMap<String, EngineTable>>,
-}
-
-/// `[listen]`.
-#[derive(Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct ListenTable {
-    /// Where requests come in, HTTP/1.1 and cleartext HTTP/2: a list of `ADDRESS:PORT`.
-    #[schemars(length(min = 1))]
-    pub(crate) http: Vec<AddressText>,
-    /// Where the admin API listens: `ADDRESS:PORT` or `unix:/path`. Beyond loopback it needs
-    /// `admin.token_file`.
-    pub(crate) admin: AdminAddress,
 }
 
 /// `[admin]`.
@@ -66,7 +68,8 @@ pub(crate) struct AdminTable {
 pub(crate) struct PathsTable {
     /// The folder of the route files.
     pub(crate) routes: PathBuf,
-    /// The folder of the certificates. Not read yet: the edge does not speak TLS to clients so far.
+    /// The folder of the certificates: `NAME.pem` or `NAME.crt` with the chain and `NAME.key`, or
+    /// all in one file. Which hosts they are for is read from them; an exact name beats a wildcard.
     pub(crate) certs: PathBuf,
     /// The folder of what Dormouse itself keeps: sockets, the logs of processes, their marks.
     pub(crate) state: PathBuf,
@@ -100,12 +103,41 @@ pub struct Limits {
     /// The most sessions kept in memory; those long asleep are forgotten first.
     #[schemars(range(min = 1))]
     pub sessions: u32,
+    /// A request's head, all of it; a longer one gets 431. At most 1 MiB.
+    #[serde(with = "size")]
+    #[schemars(with = "SizeText")]
+    pub head: u64,
+    /// The most headers of a request; one more gets 431. At most 256.
+    #[schemars(range(min = 1, max = 256))]
+    pub headers: u32,
+    /// A request's target, path and query; a longer one gets 414.
+    #[serde(with = "size")]
+    #[schemars(with = "SizeText")]
+    pub uri: u64,
+    /// A header with `_` in its name, which many instances take for one with `-`, such as
+    /// `X_Forwarded_For`: `"drop"` takes it out, `"refuse"` answers 400, `"pass"` passes it on.
+    /// Those that could be taken for the framing of the body are refused in any case.
+    pub underscores: Underscores,
+    /// A `GET` with a body, which instances that expect none take for a second request:
+    /// `"refuse"` answers 400, `"pass"` passes it on. One with `Transfer-Encoding`, and a `HEAD`
+    /// with a body, are refused in any case.
+    pub get_body: GetBody,
+    /// The fewest bytes a second of a request's body, on average, while the edge waits for them
+    /// and until the answer begins; a slower one gets 408. Not for WebSocket, SSE and gRPC, and
+    /// what the instance or a wake takes does not count.
+    #[serde(with = "size")]
+    #[schemars(with = "SizeText")]
+    pub body_rate: u64,
 }
 
 /// `[timeouts]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
+    /// A client's TLS handshake, and the PROXY protocol header before it or before a request.
+    #[serde(with = "duration")]
+    #[schemars(with = "DurationText")]
+    pub handshake: Duration,
     /// A client's whole request head, from its first byte.
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
@@ -114,6 +146,15 @@ pub struct Timeouts {
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub client_body: Duration,
+    /// Waiting for a request's body before `limits.body_rate` counts, and how far a fast start
+    /// carries.
+    #[serde(with = "duration")]
+    #[schemars(with = "DurationText")]
+    pub client_body_grace: Duration,
+    /// A client that takes no byte of what there is for it.
+    #[serde(with = "duration")]
+    #[schemars(with = "DurationText")]
+    pub client_write: Duration,
     /// A client's connection without a request (keep-alive).
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
@@ -141,6 +182,29 @@ pub struct Shutdown {
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub drain: Duration,
+}
+
+/// `[links]`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LinksTable {
+    /// The keys, each a file of 32 bytes or more (`openssl rand -base64 32`), by its id. All of them
+    /// verify: to change a key, add one, make it `current`, and take the old one away once its links
+    /// have expired. Default: one that Dormouse makes itself, `links.key` in the state folder.
+    pub(crate) keys: BTreeMap<String, PathBuf>,
+    /// The id of the key that signs new links. Default: the only one.
+    pub(crate) current: Option<String>,
+    /// The longest that a link may count.
+    pub(crate) expires_max: DurationText,
+}
+
+/// `[log]`.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LogTable {
+    /// The access log: a file that gets a JSON object for each request, or `"-"` for standard
+    /// output. SIGHUP opens it anew, after a rotation. Default: none.
+    pub(crate) access: Option<PathBuf>,
 }
 
 /// `[engines.NAME]`. All but `kind` and `running` is for `kind = "docker"`.
@@ -205,18 +269,16 @@ impl EngineTable {
     }
 }
 
-impl Default for ListenTable {
-    fn default() -> Self {
-        Self {
-            http: vec![AddressText(SocketAddr::from(([127, 0, 0, 1], 8080)))],
-            admin: AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9900))),
-        }
-    }
-}
-
 impl Default for PathsTable {
     fn default() -> Self {
         Self { routes: "routes".into(), certs: "certs".into(), state: "state".into() }
+    }
+}
+
+impl Default for LinksTable {
+    fn default() -> Self {
+        let expires_max = DurationText(super::Links::default().expires_max);
+        Self { keys: BTreeMap::new(), current: None, expires_max }
     }
 }
 
@@ -231,6 +293,12 @@ impl Default for Limits {
             wakes_per_client: RateText(Some(wakes)),
             clients: 65_536,
             sessions: 100_000,
+            head: 64 * 1024,
+            headers: 200,
+            uri: 16 * 1024,
+            underscores: Underscores::Drop,
+            get_body: GetBody::Refuse,
+            body_rate: 500,
         }
     }
 }
@@ -238,8 +306,11 @@ impl Default for Limits {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
+            handshake: Duration::from_secs(10),
             client_head: Duration::from_secs(10),
             client_body: Duration::from_secs(60),
+            client_body_grace: Duration::from_secs(20),
+            client_write: Duration::from_secs(60),
             client_idle: Duration::from_secs(75),
             connect: Duration::from_secs(5),
             answer: Duration::from_secs(5 * 60),

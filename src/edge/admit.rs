@@ -13,7 +13,7 @@ use http::header;
 use pingora::proxy::Session as Downstream;
 use tokio::time::Instant;
 
-use super::{client, respond::Answer, target::Target};
+use super::{client, respond::Answer};
 use crate::{
     config::Limits,
     fleet::{Caller, Fleet, Lease, Origin, Refusal},
@@ -28,7 +28,7 @@ const ROUTES_KEPT: usize = 1024;
 
 /// The rates of wakes.
 #[derive(Debug)]
-pub(super) struct Admission {
+pub struct Admission {
     per_client: Option<Rate>,
     /// Who has no address is one client.
     clients: Buckets<Option<Origin>>,
@@ -37,7 +37,8 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    pub(super) fn new(limits: &Limits) -> Self {
+    /// By the edge's own limits; routes have theirs.
+    pub fn new(limits: &Limits) -> Self {
         let clients = usize::try_from(limits.clients).unwrap_or(usize::MAX);
         Self {
             per_client: limits.wakes_per_client.0,
@@ -46,15 +47,15 @@ impl Admission {
         }
     }
 
-    /// A lease on the target's session, or why there is none.
+    /// A lease on the session of a host, whose route this is, or why there is none.
     pub(super) fn lease(
         &self,
         fleet: &Arc<Fleet>,
-        target: &Target,
+        host: &str,
+        route: &Route,
         asker: Asker,
         origin: Option<Origin>,
     ) -> Result<Lease, Answer> {
-        let Target { host, route, .. } = target;
         let may_wake = || self.may_wake(origin, route);
         let caller = Caller { asker, origin, may_wake: Some(&may_wake) };
         fleet.acquire(host, caller, || route.plan(host)).map_err(|refusal| match refusal {

@@ -36,24 +36,15 @@ impl Connections {
         Self { max, per_client, open, clients, none_left: Notify::new() }
     }
 
-    /// A place for a connection of this client, where it is known who that is.
-    pub(super) fn enter(self: &Arc<Self>, client: Option<Origin>) -> Option<Place> {
+    /// A place for a connection.
+    pub(super) fn enter(self: &Arc<Self>) -> Option<Place> {
         let room = |open: usize| (open < self.max).then_some(open + 1);
         if self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, room).is_err() {
             METRICS.connections_refused.inc();
             return None;
         }
         METRICS.connections.inc();
-        // From here on its drop gives back what it has.
-        let mut place = Place { connections: Arc::clone(self), client: None };
-        if let Some(client) = client {
-            if !self.count_in(client) {
-                METRICS.client_connections_refused.inc();
-                return None;
-            }
-            place.client = Some(client);
-        }
-        Some(place)
+        Some(Place { connections: Arc::clone(self), client: None })
     }
 
     fn count_in(&self, client: Origin) -> bool {
@@ -86,6 +77,19 @@ impl Connections {
     }
 }
 
+impl Place {
+    /// It is known now whose connection it is; whether that client may have one more.
+    pub(super) fn is_for(&mut self, client: Origin) -> bool {
+        let has_room = self.connections.count_in(client);
+        if has_room {
+            self.client = Some(client);
+        } else {
+            METRICS.client_connections_refused.inc();
+        }
+        has_room
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         METRICS.connections.dec();
@@ -104,14 +108,16 @@ mod tests {
 
     use super::*;
 
-    fn client(address: &str) -> Option<Origin> {
-        Some(address.parse::<IpAddr>().expect("an address").into())
+    fn enter(connections: &Arc<Connections>, address: &str) -> Option<Place> {
+        let client = address.parse::<IpAddr>().expect("an address").into();
+        let mut place = connections.enter()?;
+        place.is_for(client).then_some(place)
     }
 
     #[test]
     fn a_clients_connections_are_its_64s_and_nothing_is_left_of_them() {
         let connections = Arc::new(Connections::new(10, 2));
-        let enter = |address| connections.enter(client(address));
+        let enter = |address| enter(&connections, address);
         let open = [enter("2001:db8::1"), enter("2001:db8::2")];
         assert!(open.iter().all(Option::is_some));
         assert!(enter("2001:db8::3").is_none());
@@ -128,11 +134,10 @@ mod tests {
     #[test]
     fn who_is_refused_in_all_is_not_counted_as_a_client() {
         let connections = Arc::new(Connections::new(1, 5));
-        let open = connections.enter(client("192.0.2.1"));
-        assert!(open.is_some() && connections.enter(client("192.0.2.2")).is_none());
+        let open = enter(&connections, "192.0.2.1");
+        assert!(open.is_some() && enter(&connections, "192.0.2.2").is_none());
         assert_eq!(connections.clients.len(), 1);
-        assert!(connections.enter(None).is_none());
         drop(open);
-        assert!(connections.enter(None).is_some());
+        assert!(connections.enter().is_some());
     }
 }

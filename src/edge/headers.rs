@@ -3,14 +3,18 @@
 use std::{fmt::Write, net::IpAddr, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::{
     ErrorType, OrErr, Result,
     http::{RequestHeader, ResponseHeader},
     proxy::Session as Downstream,
 };
 
-use super::client;
+use super::{
+    client::{self, Peer},
+    forwarded, framing,
+    target::Target,
+};
 use crate::fleet::Held;
 
 /// Longer ones are replaced: an id is for logs.
@@ -83,7 +87,7 @@ pub(super) struct Forwarding {
 
 impl Forwarding {
     pub(super) fn new(downstream: &Downstream, host: &str) -> Result<Self> {
-        let client = client::address(downstream);
+        let client = client::peer(downstream).and_then(|peer| peer.address);
         let tls = downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         let proto = if tls { "https" } else { "http" };
         let value = |text: &str| {
@@ -97,8 +101,12 @@ impl Forwarding {
         })
     }
 
-    /// Drops what the client claimed: nobody in front of this edge is trusted yet.
-    pub(super) fn say(&self, upstream: &mut RequestHeader) -> Result<()> {
+    /// Says it to the instance. What the peer itself has claimed is kept and gone on with where the
+    /// peer is a trusted proxy, and dropped where it is not.
+    pub(super) fn say(&self, downstream: &Downstream, upstream: &mut RequestHeader) -> Result<()> {
+        if client::peer(downstream).is_some_and(Peer::is_trusted) {
+            return self.go_on(&downstream.req_header().headers, upstream);
+        }
         for forged in FORGED {
             upstream.remove_header(&forged);
         }
@@ -110,42 +118,95 @@ impl Forwarding {
         upstream.insert_header(X_FORWARDED_HOST, self.host.clone())?;
         upstream.insert_header(FORWARDED, self.forwarded.clone())
     }
+
+    /// Both headers tell the same way, whichever of them the proxy wrote.
+    fn go_on(&self, noted: &HeaderMap, upstream: &mut RequestHeader) -> Result<()> {
+        let (mut plain, mut forwarded) = (String::new(), String::new());
+        for hop in forwarded::hops(noted) {
+            match hop {
+                Some(hop) => write!(plain, "{hop}, "),
+                None => write!(plain, "unknown, "),
+            }
+            .expect("a String takes all");
+            write!(forwarded, "for={}, ", node(hop)).expect("a String takes all");
+        }
+        let own = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        plain += &self.client.as_ref().map_or("unknown".to_owned(), own);
+        forwarded += &own(&self.forwarded);
+        upstream.insert_header(X_FORWARDED_FOR, plain)?;
+        upstream.insert_header(FORWARDED, forwarded)?;
+        let proto = forwarded::proto(noted).map(HeaderValue::from_static);
+        upstream.insert_header(X_FORWARDED_PROTO, proto.unwrap_or_else(|| self.proto.clone()))?;
+        let host = noted.get(X_FORWARDED_HOST).unwrap_or(&self.host);
+        upstream.insert_header(X_FORWARDED_HOST, host.clone())
+    }
+}
+
+/// Says that browsers are to use HTTPS only, where the route wants it and the client uses it.
+pub(super) fn hsts(
+    answer: &mut ResponseHeader,
+    downstream: &Downstream,
+    target: &Target,
+) -> Result<()> {
+    match &target.route.recipe.client_tls.hsts {
+        Some(hsts) if client::is_https(downstream) => {
+            answer.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts.clone())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// RFC 7239: what has a colon in it is quoted, and an IPv6 address bracketed.
 fn rfc7239(client: Option<IpAddr>, host: &str, proto: &str) -> String {
-    let client = match client {
+    format!("for={};host=\"{host}\";proto={proto}", node(client))
+}
+
+fn node(hop: Option<IpAddr>) -> String {
+    match hop {
         Some(IpAddr::V4(v4)) => v4.to_string(),
         Some(IpAddr::V6(v6)) => format!("\"[{v6}]\""),
         None => "unknown".to_owned(),
-    };
-    format!("for={client};host=\"{host}\";proto={proto}")
-}
-
-/// Whether the body's length is said in one number. Pingora passes `5, 5` on as it is, which not
-/// every instance reads as 5. Test: an_ambiguous_request_does_not_become_two.
-pub(super) fn has_plain_length(headers: &HeaderMap) -> bool {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    match (lengths.next(), lengths.next()) {
-        (Some(length), None) => length.as_bytes().iter().all(u8::is_ascii_digit),
-        (length, _) => length.is_none(),
     }
 }
 
-/// RFC 9110, 7.8: an `Upgrade` counts only where `Connection` names it. Pingora reads the first
-/// alone, and would make an upgrade of it that the client never asked for.
+/// RFC 9110, 7.8: an `Upgrade` counts only where `Connection` names it, and not in HTTP/1.0. Pingora
+/// reads the first alone, and would make an upgrade of it that the client never asked for. An offer
+/// of h2c is never taken. As `framing` has it.
 pub(super) fn drop_stray_upgrade(request: &mut RequestHeader) {
-    if !request.headers.contains_key(header::UPGRADE) {
+    let headers = &request.headers;
+    if !headers.contains_key(header::UPGRADE) {
         return;
     }
-    let named = request.headers.get_all(header::CONNECTION).iter().any(|connection| {
-        connection.to_str().is_ok_and(|names| {
-            names.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
-        })
-    });
-    if !named {
+    let any = |name, is: fn(&[u8]) -> bool| {
+        headers.get_all(name).iter().any(|value| is(value.as_bytes()))
+    };
+    let named = any(header::CONNECTION, framing::names_upgrade);
+    if !named || any(header::UPGRADE, framing::names_h2c) || request.version == Version::HTTP_10 {
         request.remove_header(&header::UPGRADE);
     }
+}
+
+/// Takes out the headers with `_` in their names: all, or those alone which an instance that takes
+/// `_` for `-` would take for the edge's own.
+pub(super) fn drop_underscored(request: &mut RequestHeader, all: bool) {
+    let ours = |name: &str| {
+        let name = name.replace('_', "-");
+        let said = [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST];
+        said.iter().any(|said| said.eq_ignore_ascii_case(&name))
+            || FORGED.iter().any(|forged| *forged == *name)
+    };
+    let is_underscored = |name: &&HeaderName| name.as_str().contains('_');
+    let names = request.headers.keys().filter(is_underscored);
+    let names: Vec<_> = names.filter(|name| all || ours(name.as_str())).cloned().collect();
+    for name in names {
+        request.remove_header(&name);
+    }
+}
+
+/// Whether the upgrade is one to WebSocket.
+pub(super) fn is_websocket(request: &RequestHeader) -> bool {
+    let upgrade = request.headers.get(header::UPGRADE).map(HeaderValue::as_bytes);
+    upgrade.is_some_and(|upgrade| upgrade.eq_ignore_ascii_case(b"websocket"))
 }
 
 /// RFC 9110, 7.6.1: trailers may be asked for hop by hop; gRPC insists on it.

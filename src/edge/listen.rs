@@ -1,12 +1,13 @@
-//! What a connection must keep to before a request exists: a place among `limits.connections`, and
-//! a deadline for the whole request head, where Pingora has one for each read only.
+//! What a connection must keep to before a request exists: a place among `limits.connections`, the
+//! way in that its address has (`arrive`), and whatever its inlet wants of heads, where Pingora has
+//! a deadline for each read only.
 
 use std::{
     fmt, io,
     os::fd::RawFd,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -15,10 +16,10 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
 use pingora::{
     apps::{HttpServerApp, ServerApp},
     http::ResponseHeader,
+    protocols::http::v2::server::{H2Options, default_h2_options},
     protocols::{
         ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown,
         SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest,
@@ -27,18 +28,24 @@ use pingora::{
     proxy::HttpProxy,
     server::ShutdownWatch,
 };
+use rustls::pki_types::CertificateDer;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep, sleep_until, timeout_at},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::sleep,
 };
 
 use super::{
-    Connections, Edge, client,
+    Connections, Edge,
+    arrive::{Arrival, Entrances},
+    client::Peer,
+    connections::Place,
+    early::Early,
+    inlet::{self, Heads, Inlet, Terms},
+    pace::{Paced, WriteDeadline},
     target::Target,
     tunnel::{Client, Takeover},
 };
-
-use crate::fleet::Origin;
+use crate::config::{Http2, Limits, Timeouts};
 
 /// How long idle connections may bring one more request after the listeners are closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
@@ -47,13 +54,27 @@ const LAST_REQUESTS: Duration = Duration::from_secs(1);
 pub struct Listener {
     proxy: Arc<HttpProxy<Edge>>,
     connections: Arc<Connections>,
-    head: Duration,
+    entrances: Entrances,
+    terms: Terms,
 }
 
 impl Listener {
-    /// Each request head within `head`.
-    pub fn new(proxy: HttpProxy<Edge>, connections: Arc<Connections>, head: Duration) -> Self {
-        Self { proxy: Arc::new(proxy), connections, head }
+    /// For clients that keep to these.
+    pub fn new(
+        proxy: HttpProxy<Edge>,
+        connections: Arc<Connections>,
+        limits: &Limits,
+        timeouts: &Timeouts,
+    ) -> Self {
+        let (entrances, terms) = (Entrances::default(), Terms::new(limits, timeouts));
+        Self { proxy: Arc::new(proxy), connections, entrances, terms }
+    }
+
+    /// What is done at which address; without it, all are plain.
+    #[must_use]
+    pub fn with_entrances(mut self, entrances: Entrances) -> Self {
+        self.entrances = entrances;
+        self
     }
 }
 
@@ -70,8 +91,9 @@ impl ServerApp for Listener {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let place = self.connections.enter(client::of_stream(&stream).map(Origin::from))?;
-        let guarded = Box::new(Guarded::new(Client { stream, place }, self.head));
+        let mut place = self.connections.enter()?;
+        let arrival = self.entrances.arrive(stream, &mut place).await?;
+        let guarded = Box::new(Guarded::new(arrival, place, &self.terms));
         self.proxy.process_new(guarded, shutdown).await;
         None
     }
@@ -85,11 +107,37 @@ impl ServerApp for Listener {
     }
 }
 
+/// What one HTTP/2 connection may cost. Pingora adds: 32 malformed requests end it.
+pub fn http2_options(http2: &Http2) -> H2Options {
+    let to_u32 = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
+    let to_usize = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
+    let mut options = default_h2_options();
+    options
+        .max_concurrent_streams(http2.streams)
+        .initial_window_size(to_u32(http2.stream_window))
+        .initial_connection_window_size(to_u32(http2.connection_window))
+        .max_send_buffer_size(to_usize(http2.send_buffer))
+        .max_header_list_size(to_u32(http2.header_list))
+        .header_table_size(to_u32(http2.header_table))
+        .max_pending_accept_reset_streams(to_usize(http2.resets.into()))
+        .max_local_error_reset_streams(Some(to_usize(http2.error_resets.into())));
+    options
+}
+
 /// What the hooks know of the connection that a request came by.
 #[derive(Debug)]
 pub(super) struct Connection {
     /// The client's socket. Open as long as the request is.
     pub(super) socket: RawFd,
+    /// Who it comes from.
+    pub(super) peer: Peer,
+    /// The canonical name that its TLS handshake asked for.
+    pub(super) server_name: Option<Box<str>>,
+    /// The certificate that the client has shown, checked by `client_ca`.
+    #[expect(dead_code, reason = "[access] mtls reads it")]
+    pub(super) certificate: Option<CertificateDer<'static>>,
+    /// A lease that was taken at the handshake, for the first request.
+    early: Mutex<Option<Early>>,
     /// Whether a request is under way, head and all: no deadline runs then.
     in_request: AtomicBool,
     /// Whom its last request was for.
@@ -98,6 +146,8 @@ pub(super) struct Connection {
     pub(super) takeover: OnceLock<Arc<Takeover>>,
     /// Whether it is HTTP/2, and so carries any number of requests at once.
     http2: AtomicBool,
+    /// What its inlet has let through.
+    pub(super) heads: Arc<Heads>,
 }
 
 impl Connection {
@@ -106,9 +156,20 @@ impl Connection {
         digest?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
     }
 
+    /// Whether it is HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        self.http2.load(Ordering::Relaxed)
+    }
+
     /// The head is complete.
     pub(super) fn request_began(&self) {
         self.in_request.store(true, Ordering::Relaxed);
+    }
+
+    /// What was leased at the handshake: the first request's, whatever that asks for.
+    pub(super) fn take_early(&self) -> Option<Early> {
+        self.server_name.as_ref()?;
+        self.early.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The next head may come. On HTTP/2 others are under way, and frames come that are no head:
@@ -128,46 +189,46 @@ struct Guarded {
     client: Option<Client>,
     connection: Arc<Connection>,
     digest: Arc<ProxyDigest>,
-    head: Duration,
-    /// When the head that is being read must be complete; runs from its first byte.
-    until: Option<Instant>,
-    /// Made only when a head does not come in one piece.
-    alarm: Option<Pin<Box<Sleep>>>,
-    /// Read while looking for an HTTP/2 preface.
-    peeked: BytesMut,
+    inlet: Inlet,
 }
 
 impl Guarded {
-    fn new(client: Client, head: Duration) -> Self {
-        let (in_request, http2) = (AtomicBool::new(false), AtomicBool::new(false));
+    fn new(arrival: Arrival, place: Place, terms: &Terms) -> Self {
+        let Arrival { stream, peer, told, early } = arrival;
+        let (server_name, certificate, http2) = told
+            .map_or((None, None, false), |told| (told.server_name, told.certificate, told.http2));
+        let heads = Arc::<Heads>::default();
+        let inlet = Inlet::new(terms, Arc::clone(&heads), http2);
         let connection = Arc::new(Connection {
-            socket: client.stream.id(),
-            in_request,
-            http2,
+            socket: stream.id(),
+            peer,
+            server_name,
+            certificate,
+            early: Mutex::new(early),
+            in_request: AtomicBool::new(false),
+            http2: AtomicBool::new(http2),
             target: ArcSwapOption::empty(),
             takeover: OnceLock::new(),
+            heads,
         });
         // Pingora carries this digest to every request: it is how the hooks find the connection.
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
         let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&connection));
         let digest = Arc::new(ProxyDigest::new(Box::new(answer), Some(user_data)));
-        let peeked = BytesMut::new();
-        Self { client: Some(client), connection, digest, head, until: None, alarm: None, peeked }
+        let stream = Paced { stream, deadline: WriteDeadline::new(terms.write) };
+        Self { client: Some(Client { stream, place }), connection, digest, inlet }
     }
 
-    fn stream(&mut self) -> &mut Stream {
+    fn paced(&mut self) -> &mut Paced<Stream> {
         &mut self.client.as_mut().expect("only the drop takes it").stream
     }
 
-    fn stream_ref(&self) -> &Stream {
-        &self.client.as_ref().expect("only the drop takes it").stream
+    fn stream(&mut self) -> &mut Stream {
+        &mut self.paced().stream
     }
 
-    /// Whether the head's time is over. Registers to be woken when it will be.
-    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(until) = self.until else { return false };
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        alarm.as_mut().poll(cx).is_ready()
+    fn stream_ref(&self) -> &Stream {
+        &self.client.as_ref().expect("only the drop takes it").stream.stream
     }
 }
 
@@ -177,50 +238,26 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(takeover) = self.connection.takeover.get() {
+        let this = &mut *self;
+        if this.inlet.give(buf) {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(takeover) = this.connection.takeover.get() {
             takeover.client_is_quiet();
             return Poll::Pending;
         }
-        let in_request = self.connection.in_request.load(Ordering::Relaxed);
-        if in_request {
-            (self.until, self.alarm) = (None, None);
-        } else if self.is_late(cx) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        if self.peeked.has_remaining() {
-            let n = buf.remaining().min(self.peeked.len());
-            buf.put_slice(&self.peeked.split_to(n));
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        let read = Pin::new(self.stream()).poll_read(cx, buf);
-        if !in_request && self.until.is_none() && before < buf.filled().len() {
-            self.until = Some(Instant::now() + self.head);
-        }
-        read
+        let in_request = this.connection.in_request.load(Ordering::Relaxed);
+        let client = this.client.as_mut().expect("only the drop takes it");
+        this.inlet.poll_read(cx, &mut client.stream.stream, in_request, buf)
     }
 }
 
 #[async_trait]
 impl Peek for Guarded {
-    /// Reads until `buf` is full, or until it cannot become an HTTP/2 preface any more: a client
-    /// of HTTP/1.0 may send less than a preface and wait.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        let until = Instant::now() + self.head;
-        let stream = &mut self.client.as_mut().expect("only the drop takes it").stream;
-        while self.peeked.len() < buf.len() && PREFACE.starts_with(&self.peeked) {
-            let read = stream.read_buf(&mut self.peeked);
-            match timeout_at(until, read).await {
-                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => read?,
-                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-            };
-        }
-        self.until = Some(until);
-        self.connection.http2.store(self.peeked.starts_with(PREFACE), Ordering::Relaxed);
-        let n = buf.len().min(self.peeked.len());
-        buf[..n].copy_from_slice(&self.peeked[..n]);
+        let client = self.client.as_mut().expect("only the drop takes it");
+        let is_http2 = self.inlet.peek(&mut client.stream.stream, buf).await?;
+        self.connection.http2.store(is_http2, Ordering::Relaxed);
         Ok(true)
     }
 }
@@ -231,18 +268,18 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.stream()).poll_write(cx, buf)
+        Pin::new(self.paced()).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream()).poll_flush(cx)
+        Pin::new(self.paced()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.connection.takeover.get().is_some() {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(self.stream()).poll_shutdown(cx)
+        Pin::new(self.paced()).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -250,7 +287,7 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.stream()).poll_write_vectored(cx, bufs)
+        Pin::new(self.paced()).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -263,6 +300,9 @@ impl Shutdown for Guarded {
     async fn shutdown(&mut self) {
         if self.connection.takeover.get().is_none() {
             Shutdown::shutdown(&mut **self.stream()).await;
+            if self.inlet.lingers() {
+                inlet::linger(self.stream()).await;
+            }
         }
     }
 }

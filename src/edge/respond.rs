@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 use pingora::{Result, http::ResponseHeader, proxy::Session as Downstream};
 use serde_json::json;
 use tokio::time::timeout;
 
+use super::{framing, headers, target::Target};
 use crate::{
+    access::{Flaw, Refusal as Closed},
     fleet::{HoldEnd, Phase, Refusal},
+    metrics::METRICS,
     route::StaticAnswer,
     session::Failure,
 };
@@ -28,14 +31,30 @@ const IGNORED_RETRY: Duration = Duration::from_secs(60);
 pub(super) enum Answer {
     /// No route has this host.
     NoSuchHost,
+    /// An ACME server asks for a file that nobody shows.
+    NoSuchChallenge,
     /// The request names no host, more than one, or none that can be.
     BadHost,
+    /// The connection was opened for a host of another route.
+    Misdirected,
+    /// It is to be asked again over HTTPS, at this port.
+    ToHttps(u16),
     /// The request cannot be understood.
     BadRequest,
+    /// The request could be understood in more than one way, or is beyond a limit.
+    Unframed(framing::Refusal),
     /// The request's body came too slowly.
     BodyTimedOut,
     /// The route ignores such requests, and the session is not awake.
     Ignored(u16),
+    /// It may not enter.
+    Access(Closed),
+    /// What it came in by has ended.
+    AccessEnded,
+    /// Its link has become a cookie: it is to ask again.
+    Exchanged,
+    /// The service that decides sends it elsewhere, with this status.
+    Elsewhere(u16),
     /// The session was not leased.
     Refused(Refusal),
     /// The wake failed.
@@ -65,8 +84,17 @@ impl Answer {
     pub(super) fn status(self) -> u16 {
         match self {
             Self::ClientLeft => 0,
+            Self::Exchanged => 303,
+            Self::Elsewhere(status) => status,
+            Self::Access(Closed::Unknown { .. }) => 401,
+            Self::Access(Closed::Link(_) | Closed::NotAllowed | Closed::Origin) => 403,
+            Self::AccessEnded => 403,
+            Self::Access(Closed::Undecided) => 503,
+            Self::ToHttps(_) => 308,
+            Self::Misdirected => 421,
             Self::BadHost | Self::BadRequest => 400,
-            Self::NoSuchHost | Self::Refused(Refusal::Retired) => 404,
+            Self::Unframed(refusal) => refusal.status(),
+            Self::NoSuchHost | Self::NoSuchChallenge | Self::Refused(Refusal::Retired) => 404,
             Self::WakeFailed(Failure::Retired, _) => 404,
             Self::BodyTimedOut => 408,
             Self::Refused(Refusal::ClientRate(_) | Refusal::RouteRate(_)) => 429,
@@ -98,8 +126,24 @@ impl Answer {
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::NoSuchHost => "no_such_host",
+            Self::NoSuchChallenge => "no_such_challenge",
             Self::BadHost | Self::BadRequest => "bad_request",
+            Self::Misdirected => "misdirected",
+            Self::ToHttps(_) => "to_https",
+            Self::Unframed(refusal) => refusal.reason(),
             Self::BodyTimedOut => "body_timeout",
+            Self::Access(Closed::Unknown { .. }) => "unauthorized",
+            Self::Access(Closed::Link(Flaw::Missing)) => "link_missing",
+            Self::Access(Closed::Link(Flaw::Wrong)) => "link_wrong",
+            Self::Access(Closed::Link(Flaw::Expired)) => "link_expired",
+            Self::Access(Closed::Link(Flaw::Revoked)) => "link_revoked",
+            Self::Access(Closed::Link(Flaw::Elsewhere)) => "link_elsewhere",
+            Self::Access(Closed::NotAllowed) => "not_allowed",
+            Self::Access(Closed::Origin) => "foreign_origin",
+            Self::Access(Closed::Undecided) => "access_undecided",
+            Self::AccessEnded => "access_ended",
+            Self::Exchanged => "link_exchanged",
+            Self::Elsewhere(_) => "elsewhere",
             Self::Refused(Refusal::SessionFull) => "session_full",
             Self::Refused(Refusal::RouteFull) => "route_full",
             Self::Refused(Refusal::HeldFull) => "held_full",
@@ -134,7 +178,7 @@ impl Answer {
             ) => Some(after.max(one)),
             Self::Refused(Refusal::RouteRunning | Refusal::EngineRunning) => Some(RUNNING_RETRY),
             Self::Ignored(503) => Some(IGNORED_RETRY),
-            Self::Refused(_) | Self::WakeFailed(..) => {
+            Self::Refused(_) | Self::WakeFailed(..) | Self::Access(_) => {
                 matches!(self.status(), 503 | 504).then_some(one)
             }
             _ => None,
@@ -147,8 +191,20 @@ impl Answer {
             Self::NoSuchHost => {
                 ("No such host", "No session has this address. Check the spelling.")
             }
+            Self::NoSuchChallenge => {
+                ("No such challenge", "The edge has no order with this token under way.")
+            }
             Self::BadHost => ("Bad host", "The request must name exactly one valid host."),
             Self::BadRequest => ("Bad request", "The request cannot be understood."),
+            Self::Access(closed) => closed_sentences(closed),
+            Self::AccessEnded => ("Access has ended", "Ask for a new link, or log in again."),
+            Self::Exchanged => ("Welcome", "Go on without the link's token."),
+            Self::Elsewhere(_) => ("Log in first", "This session's log-in is elsewhere."),
+            Self::Misdirected => {
+                ("Misdirected request", "This connection is another host's. Open one of its own.")
+            }
+            Self::ToHttps(_) => ("Use HTTPS", "This host is served over HTTPS."),
+            Self::Unframed(refusal) => ("Bad request", refusal.says()),
             Self::BodyTimedOut => ("Request too slow", "The request's body came too slowly."),
             Self::Refused(
                 Refusal::SessionFull
@@ -207,8 +263,48 @@ impl Answer {
     }
 }
 
+fn closed_sentences(closed: Closed) -> (&'static str, &'static str) {
+    match closed {
+        Closed::Unknown { .. } => {
+            ("Who are you?", "This session is for those who are known to it.")
+        }
+        Closed::Link(Flaw::Missing) => {
+            ("A link is needed", "This session opens with a link. Ask whoever runs it for one.")
+        }
+        Closed::Link(Flaw::Wrong) => {
+            ("The link is damaged", "Copy it as a whole, or ask for a new one.")
+        }
+        Closed::Link(Flaw::Expired) => ("The link has expired", "Ask for a new one."),
+        Closed::Link(Flaw::Revoked) => ("The link was taken back", "Ask for a new one."),
+        Closed::Link(Flaw::Elsewhere) => {
+            ("The link is not for you here", "It is for another session, or another network.")
+        }
+        Closed::NotAllowed => ("Not allowed", "You may not enter this session."),
+        Closed::Origin => ("Not from this page", "A page of another site asked for this."),
+        Closed::Undecided => {
+            ("Nobody can be let in just now", "What decides that does not answer. Try again.")
+        }
+    }
+}
+
 /// Sends the answer. The connection is kept only where the request had no body left to read.
-pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) -> Result<()> {
+pub(super) async fn send(
+    downstream: &mut Downstream,
+    answer: Answer,
+    id: &str,
+    target: Option<&Target>,
+) -> Result<()> {
+    send_with(downstream, answer, id, target, Vec::new()).await
+}
+
+/// Sends the answer with more headers.
+pub(super) async fn send_with(
+    downstream: &mut Downstream,
+    answer: Answer,
+    id: &str,
+    target: Option<&Target>,
+    more: Vec<(HeaderName, HeaderValue)>,
+) -> Result<()> {
     let status = answer.status();
     if status == 0 {
         downstream.set_keepalive(None);
@@ -216,7 +312,11 @@ pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) 
     }
     let page = wants_page(downstream);
     let head_only = downstream.req_header().method == Method::HEAD;
-    if !downstream.as_downstream_mut().is_body_empty() {
+    // What comes behind an upgrade that is not granted is no request, nor what is behind one that
+    // could not be framed.
+    let is_upgrade = downstream.req_header().headers.contains_key(header::UPGRADE);
+    let ends = is_upgrade || matches!(answer, Answer::Unframed(_));
+    if ends || !downstream.as_downstream_mut().is_body_empty() {
         downstream.set_keepalive(None);
     }
     let (body, kind) = if status == 204 {
@@ -231,8 +331,17 @@ pub(super) async fn send(downstream: &mut Downstream, answer: Answer, id: &str) 
     header.insert_header(header::CONTENT_LENGTH, body.len())?;
     header.insert_header(header::CACHE_CONTROL, "no-store")?;
     header.insert_header("x-request-id", id)?;
+    if let (Answer::ToHttps(port), Some(target)) = (answer, target) {
+        header.insert_header(header::LOCATION, https_url(downstream, &target.host, port))?;
+    }
+    if let Some(target) = target {
+        headers::hsts(&mut header, downstream, target)?;
+    }
     if let Some(after) = answer.retry_after() {
         header.insert_header(header::RETRY_AFTER, after.as_secs_f64().ceil().to_string())?;
+    }
+    for (name, value) in more {
+        header.append_header(name, value)?;
     }
     downstream.write_response_header(Box::new(header), head_only).await?;
     if !head_only {
@@ -256,12 +365,14 @@ async fn send_empty(downstream: &mut Downstream, status: u16, id: &str) -> Resul
 pub(super) async fn send_static(
     downstream: &mut Downstream,
     answer: &StaticAnswer,
+    target: &Target,
     id: &str,
 ) -> Result<()> {
     let method = &downstream.req_header().method;
     let (asks, head_only) = (method == Method::GET, method == Method::HEAD);
     let allowed = asks || head_only;
-    if !downstream.as_downstream_mut().is_body_empty() {
+    let is_upgrade = downstream.req_header().headers.contains_key(header::UPGRADE);
+    if is_upgrade || !downstream.as_downstream_mut().is_body_empty() {
         downstream.set_keepalive(None);
     }
     let (status, body) = match allowed {
@@ -279,12 +390,50 @@ pub(super) async fn send_static(
     }
     header.insert_header(header::CONTENT_LENGTH, body.len())?;
     header.insert_header("x-request-id", id)?;
+    headers::hsts(&mut header, downstream, target)?;
     downstream.write_response_header(Box::new(header), head_only).await?;
     if !head_only {
         downstream.write_response_body(Some(body), true).await?;
         linger(downstream).await;
     }
     Ok(())
+}
+
+/// Sends what an ACME server finds for its token.
+pub(super) async fn challenge(
+    downstream: &mut Downstream,
+    file: Option<String>,
+    id: &str,
+) -> Result<()> {
+    let Some(file) = file else {
+        METRICS.refused.with_label_values(&[Answer::NoSuchChallenge.reason()]).inc();
+        return send(downstream, Answer::NoSuchChallenge, id, None).await;
+    };
+    let head_only = downstream.req_header().method == Method::HEAD;
+    if !downstream.as_downstream_mut().is_body_empty() {
+        downstream.set_keepalive(None);
+    }
+    let mut header = ResponseHeader::build(StatusCode::OK, Some(3))?;
+    header.insert_header(header::CONTENT_TYPE, "application/octet-stream")?;
+    header.insert_header(header::CONTENT_LENGTH, file.len())?;
+    header.insert_header(header::CACHE_CONTROL, "no-store")?;
+    downstream.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        downstream.write_response_body(Some(Bytes::from(file)), true).await?;
+        linger(downstream).await;
+    }
+    Ok(())
+}
+
+/// The same path on the same host, over HTTPS.
+fn https_url(downstream: &Downstream, host: &str, port: u16) -> String {
+    let path = downstream.req_header().uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    // `OPTIONS *` has no path.
+    let path = if path.starts_with('/') { path } else { "/" };
+    match port {
+        443 => format!("https://{host}{path}"),
+        port => format!("https://{host}:{port}{path}"),
+    }
 }
 
 /// Closing a connection with bytes unread resets it, and a client that still sends its body would

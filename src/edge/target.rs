@@ -7,11 +7,7 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwap;
 use pingora::{http::RequestHeader, proxy::Session as Downstream};
 
-use super::{
-    headers::{self, Forwarding},
-    listen::Connection,
-    respond::Answer,
-};
+use super::{headers::Forwarding, listen::Connection, respond::Answer};
 use crate::route::{Route, RouteTable, canonical_host};
 
 /// A host and its route.
@@ -34,9 +30,6 @@ impl Target {
         table: &ArcSwap<RouteTable>,
     ) -> Result<Arc<Self>, Answer> {
         let request = downstream.req_header();
-        if !headers::has_plain_length(&request.headers) {
-            return Err(Answer::BadRequest);
-        }
         let named = one_host(request)?;
         let table = table.load();
         let last = Connection::of(downstream.digest()).map(|connection| &connection.target);
@@ -54,14 +47,29 @@ impl Target {
     fn new(downstream: &Downstream, named: &str, table: &Arc<RouteTable>) -> Result<Self, Answer> {
         let host = canonical_host(named).ok_or(Answer::BadHost)?;
         let route = Arc::clone(table.lookup(&host).ok_or(Answer::NoSuchHost)?);
+        let server_name = Connection::of(downstream.digest())
+            .and_then(|connection| connection.server_name.as_deref());
+        if server_name.is_some_and(|name| !is_of(name, &route, table)) {
+            return Err(Answer::Misdirected);
+        }
         let forwarding = Forwarding::new(downstream, named).map_err(|_| Answer::BadHost)?;
         let table = Arc::downgrade(table);
         Ok(Self { host: host.into(), route, forwarding, named: named.into(), table })
     }
 
+    /// The host as the client wrote it.
+    pub(super) fn named(&self) -> &str {
+        &self.named
+    }
+
     fn is(&self, named: &str, table: &Arc<RouteTable>) -> bool {
         *self.named == *named && std::ptr::eq(self.table.as_ptr(), Arc::as_ptr(table))
     }
+}
+
+/// Whether the name that a connection was opened for belongs to this route, too.
+fn is_of(server_name: &str, route: &Arc<Route>, table: &RouteTable) -> bool {
+    table.lookup(server_name).is_some_and(|of| Arc::ptr_eq(of, route))
 }
 
 /// The one host that a request names: in its target, in `Host`, or the same in both.

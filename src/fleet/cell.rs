@@ -67,6 +67,8 @@ pub(super) struct Core {
     pub(super) history: VecDeque<Moment>,
     /// The engine reported a change while it was busy with this session: look when it is done.
     pub(super) look_again: bool,
+    /// Those who were held for this life are still being let in.
+    pub(super) crowded: bool,
     /// Taken out of the fleet: look it up again.
     pub(super) evicted: bool,
 }
@@ -155,6 +157,7 @@ impl Cell {
                 last_error: None,
                 history: VecDeque::new(),
                 look_again: false,
+                crowded: false,
                 evicted: false,
             }),
         }

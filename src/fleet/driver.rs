@@ -17,6 +17,7 @@ use super::{
     gate::{Gate, Outcome},
     outside, probe,
     starts::StartPlace,
+    turnstile::Turnstile,
 };
 use crate::{
     engine::{self, Started},
@@ -207,12 +208,25 @@ impl Wake {
             core.machine.handle(Event::Started(endpoint), now, out);
             for effect in &*out {
                 if let Effect::Open(endpoint) = effect {
-                    let outcome = Outcome::Open(endpoint.clone(), times);
+                    let turnstile = Turnstile::new();
+                    self.let_in(turnstile.clone());
+                    core.crowded = true;
+                    let outcome = Outcome::Open(endpoint.clone(), times, turnstile);
                     self.cell.gate.send_replace(Gate { generation, outcome });
                 }
             }
         });
         "ok"
+    }
+
+    /// Until nobody waits any more, who comes now must not overtake those who were held.
+    fn let_in(&self, turnstile: Turnstile) {
+        let (cell, generation) = (Arc::clone(&self.cell), self.generation);
+        self.cell.fleet.tasks.spawn(async move {
+            turnstile.open_up().await;
+            let mut core = cell.lock();
+            core.crowded &= core.machine.generation() != generation;
+        });
     }
 
     /// Whether this is a life that was ready before, and only lay still.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::Phase;
+use super::{Phase, turnstile::Turnstile};
 use crate::session::{Endpoint, Failure, Generation};
 
 /// How long the parts of one wake took.
@@ -23,8 +23,8 @@ pub struct WakeTimes {
 pub(super) enum Outcome {
     /// Nothing yet.
     Shut,
-    /// It is ready.
-    Open(Endpoint, WakeTimes),
+    /// It is ready, for those who were held by turns.
+    Open(Endpoint, WakeTimes, Turnstile),
     /// It will not come; what the session was busy with when that was known.
     Failed(Failure, Phase),
 }
@@ -40,7 +40,7 @@ pub(super) struct Gate {
 #[derive(Debug)]
 pub(super) enum Passed {
     /// The awaited generation is ready.
-    Open(Endpoint, WakeTimes),
+    Open(Endpoint, WakeTimes, Turnstile),
     /// The awaited generation will not come.
     Failed(Failure, Phase),
     /// The gate has moved on: the lease is for a life that is over.
@@ -58,7 +58,9 @@ impl Gate {
             |gate: &Self| generation <= gate.generation && !matches!(gate.outcome, Outcome::Shut);
         match gate.wait_for(settled).await {
             Ok(gate) if gate.generation == generation => match &gate.outcome {
-                Outcome::Open(endpoint, times) => Passed::Open(endpoint.clone(), *times),
+                Outcome::Open(endpoint, times, turnstile) => {
+                    Passed::Open(endpoint.clone(), *times, turnstile.clone())
+                }
                 Outcome::Failed(failure, phase) => Passed::Failed(*failure, *phase),
                 Outcome::Shut => Passed::Over,
             },

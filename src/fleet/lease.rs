@@ -16,6 +16,7 @@ use super::{
     cell::{Cell, Core},
     gate::{Gate, Passed},
     held::HeldPlace,
+    turnstile::Turn,
 };
 use crate::{
     metrics::METRICS,
@@ -38,6 +39,8 @@ pub struct Lease {
     endpoint: Option<Endpoint>,
     hold: Option<Hold>,
     held: Option<Held>,
+    /// Among those who were held for the same wake; until the request has ended.
+    turn: Option<Turn>,
 }
 
 /// What a request that was held can tell of its wait.
@@ -55,6 +58,8 @@ struct Hold {
     gate: watch::Receiver<Gate>,
     since: Instant,
     timeout: Duration,
+    /// The instance is ready, and others who were held go first.
+    for_turn: bool,
     _place: HeldPlace,
 }
 
@@ -134,7 +139,8 @@ impl Lease {
                 return Attempt::Gone;
             }
             let awake = matches!(core.machine.state(), State::Awake { .. } | State::Idle { .. });
-            if awake || caller.asker == Asker::Ignored {
+            let at_once = awake && !core.crowded;
+            if at_once || (!awake && caller.asker == Asker::Ignored) {
                 return Attempt::Done(Self::admit(cell, core, None, caller, now, out));
             }
             let wakes = core.machine.would_wake(caller.asker, now);
@@ -148,11 +154,7 @@ impl Lease {
                 }
                 core.origin = caller.origin;
             }
-            let leased = Self::admit(cell, core, Some(held), caller, now, out);
-            if leased.is_err() {
-                core.next_place = None;
-            }
-            Attempt::Done(leased)
+            Attempt::Done(Self::admit(cell, core, Some(held), caller, now, out))
         })
     }
 
@@ -165,11 +167,15 @@ impl Lease {
         out: &mut Vec<Effect>,
     ) -> Result<Self, Refusal> {
         let (generation, endpoint) = match core.machine.acquire(caller.asker, now, out) {
+            // The gate is open, and the turnstile behind it is still used.
+            Admission::Ready(endpoint) if core.crowded => (endpoint.generation, None),
             Admission::Ready(endpoint) => (endpoint.generation, Some(endpoint)),
             Admission::Wait(generation) => (generation, None),
             Admission::Refuse(refusal) => return Err(Refusal::of_machine(refusal, now)),
         };
+        let for_turn = matches!(core.machine.state(), State::Awake { .. });
         let hold = place.filter(|_| endpoint.is_none()).map(|place| Hold {
+            for_turn,
             gate: cell.gate.subscribe(),
             since: now,
             timeout: core.plan.policy.wake_timeout,
@@ -177,7 +183,7 @@ impl Lease {
         });
         let Caller { asker, origin, .. } = *caller;
         let cell = Arc::clone(cell);
-        Ok(Self { cell, generation, asker, origin, endpoint, hold, held: None })
+        Ok(Self { cell, generation, asker, origin, endpoint, hold, held: None, turn: None })
     }
 
     /// Whose it is.
@@ -232,7 +238,12 @@ impl Lease {
                 }
             };
             match passed {
-                Passed::Open(endpoint, wake) => self.opened(endpoint, wake),
+                Passed::Open(endpoint, wake, turnstile) => {
+                    // Who would wait for too long goes without a turn.
+                    let turn = tokio::time::timeout_at(end, turnstile.enter()).await.ok();
+                    self.opened(endpoint, wake);
+                    self.turn = turn;
+                }
                 Passed::Failed(failure, phase) => return Err(HoldEnd::Failed(failure, phase)),
                 Passed::Over => self.take_again()?,
             }
@@ -241,7 +252,7 @@ impl Lease {
     }
 
     fn opened(&mut self, endpoint: Endpoint, wake: WakeTimes) {
-        if let Some(hold) = self.hold.take() {
+        if let Some(hold) = self.hold.take().filter(|hold| !hold.for_turn) {
             let now = tokio::time::Instant::now().into_std();
             let waited = now.saturating_duration_since(hold.since);
             METRICS.hold_seconds.observe(waited.as_secs_f64());

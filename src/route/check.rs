@@ -2,13 +2,15 @@
 //! wrong with it. Looks at nothing but the file, the files that it answers with, and the engines'
 //! kinds.
 
+mod access;
+
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderName;
 
 use super::{
-    EngineKind, Engines, HostPattern, Position, Recipe, Route, canonical_host,
+    ClientTls, EngineKind, Engines, HostPattern, Position, Recipe, Route, WakeOn, canonical_host,
     file::{
         DockerTable, IdleTable, InstanceTable, ListenWord, ProbeWord, ProcessTable, Publish,
         ReadyTable, RouteFile, TlsTable, TlsWord, UpstreamTable, WakeTable,
@@ -18,6 +20,7 @@ use super::{
     source::{Findings, RouteError, Source, suggest},
     template::{self, Names},
     template_strings,
+    tls::ClientTlsTable,
 };
 use crate::session::{Depth, DockerSpec, Listen, Policy, Probe, ProcessSpec, Rung, Spec};
 
@@ -65,7 +68,19 @@ pub(super) fn parse(
 ) -> Result<(Route, Position), Vec<RouteError>> {
     let (shape, source) = Source::parse::<RouteFile>(file, text)?;
     let mut found = Findings::new(&source);
-    let RouteFile { host, engine, instance, ready, wake, idle, upstream, limits, statics } = shape;
+    let RouteFile {
+        host,
+        engine,
+        instance,
+        ready,
+        wake,
+        idle,
+        tls: client_tls,
+        upstream,
+        access,
+        limits,
+        statics,
+    } = shape;
     let host = match HostPattern::parse(&host) {
         Ok(host) => host,
         Err(wrong) => {
@@ -83,16 +98,18 @@ pub(super) fn parse(
     let mut check = Check { found, captures: host.captures(), kind };
     let spec = check.instance(instance);
     let probe = check.ready(ready);
+    let wake_on = wake.on;
     let ignore = check.ignore(&wake.ignore);
     let policy = check.policy(wake, idle, &spec.docker);
+    let client_tls = check.client_tls(client_tls);
     let (limits, wakes) = check.limits(&limits);
     let statics = check.statics(statics, file.parent().unwrap_or(Path::new("")));
     let protocol = upstream.protocol;
     let (tls, set_headers) = check.upstream(upstream);
-    let Check { found, .. } = check;
-    found.finish(())?;
+    let access = check.access(access, file.parent().unwrap_or(Path::new("")));
+    let Check { mut found, .. } = check;
     let engine = engine.into();
-    let recipe = Arc::new(Recipe {
+    let recipe = Recipe {
         engine,
         policy,
         limits,
@@ -100,12 +117,22 @@ pub(super) fn parse(
         ignore,
         statics,
         protocol,
+        access,
+        client_tls,
+        wake_on,
         tls,
         set_headers,
         probe,
         spec,
-    });
-    let route = Route { name: name.into(), file: file.to_owned(), host, recipe };
+    };
+    let recipe = Arc::new(recipe);
+    let route = Route { name: name.into(), file: file.to_owned(), host: host.clone(), recipe };
+    if wake_on == WakeOn::Sni && !route.may_wake_unseen() {
+        let wrong = "this route's access needs the request: it cannot wake at the handshake";
+        found.value(&["wake", "on"], wrong).hint =
+            Some("use wake.on = \"request\", or let [access] decide by addresses alone".into());
+    }
+    found.finish(())?;
     Ok((route, source.position(&["host"])))
 }
 
@@ -313,6 +340,13 @@ impl Check<'_> {
         if kind == EngineKind::Docker && is_given && depth == Depth::Removed {
             self.found.value(path, "a container that Dormouse did not create is never removed");
         }
+    }
+
+    fn client_tls(&mut self, table: ClientTlsTable) -> ClientTls {
+        table.check().unwrap_or_else(|(key, wrong)| {
+            self.found.value(&["tls", "hsts", key], wrong);
+            ClientTls::default()
+        })
     }
 
     fn upstream(&mut self, table: UpstreamTable) -> (Option<Tls>, Vec<SetHeader>) {

@@ -3,6 +3,8 @@
 //!
 //! Says what may be written, not what it means: that is `check`.
 
+pub(crate) mod access;
+
 use std::{borrow::Cow, collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -11,9 +13,12 @@ use serde::{
     de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
+use access::AccessTable;
+
 use super::{
     rate::RateText,
     text::{self, DurationText, Secret, SizeText},
+    tls::ClientTlsTable,
 };
 use crate::session::{Depth, WhenFull};
 
@@ -43,9 +48,15 @@ pub(crate) struct RouteFile {
     /// When a session sleeps.
     #[serde(default)]
     pub(crate) idle: IdleTable,
+    /// What clients are told about HTTPS.
+    #[serde(default)]
+    pub(crate) tls: ClientTlsTable,
     /// How requests reach the instance.
     #[serde(default)]
     pub(crate) upstream: UpstreamTable,
+    /// Who may enter, decided before anything wakes. Default: everybody.
+    #[serde(default)]
+    pub(crate) access: AccessTable,
     /// What the sessions of this route may take together.
     #[serde(default)]
     pub(crate) limits: LimitsTable,
@@ -186,6 +197,10 @@ pub(crate) struct WakeTable {
     /// The most requests held at once for one session; the next one gets 503.
     #[schemars(range(min = 1))]
     pub(crate) held_max: u32,
+    /// What a wake begins with: `"request"`, or `"sni"`, already the TLS handshake that names the
+    /// host, so that its round trips are part of the wait. Only for routes that let everybody in,
+    /// or decide by the client's address: a request is not seen by then.
+    pub(crate) on: WakeOn,
     /// Requests that wake nobody and keep nobody awake: monitors, crawlers, prefetchers.
     pub(crate) ignore: IgnoreTable,
 }
@@ -262,6 +277,17 @@ pub(crate) struct StaticTable {
     /// A file instead of `body`, at most 64 KiB; a relative path starts from the folder of the
     /// route file. Read when the routes are: after a change, `dormouse reload`.
     pub(crate) file: Option<PathBuf>,
+}
+
+/// What a wake begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WakeOn {
+    /// A request.
+    #[default]
+    Request,
+    /// The ClientHello of a TLS handshake.
+    Sni,
 }
 
 /// The one value that `wake.page_after` has so far.
@@ -396,7 +422,8 @@ impl Default for WakeTable {
     fn default() -> Self {
         let timeout = DurationText(Duration::from_secs(30));
         let ignore = IgnoreTable::default();
-        Self { timeout, page_after: PageAfter::Never, held_max: 1000, ignore }
+        let on = WakeOn::default();
+        Self { timeout, page_after: PageAfter::Never, held_max: 1000, on, ignore }
     }
 }
 

@@ -52,7 +52,7 @@ pub fn load_dir(dir: &Path, engines: &Engines) -> Result<RouteTable, Vec<RouteEr
 }
 
 /// Whether a file of this name is a route. Editors' temporary files are not.
-pub(super) fn is_route_file(name: &str) -> bool {
+pub fn is_route_file(name: &str) -> bool {
     name.ends_with(".toml") && !name.starts_with(['.', '#'])
 }
 

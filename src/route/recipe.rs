@@ -7,7 +7,8 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
 use super::{
-    Protocol, Rate,
+    ClientTls, Protocol, Rate, WakeOn,
+    access::Access,
     local::{Ignore, Statics},
 };
 use crate::session::{Policy, Probe, RouteLimits, Spec};
@@ -28,6 +29,12 @@ pub struct Recipe {
     pub(super) statics: Statics,
     /// HTTP/1.1 or HTTP/2 to the instance.
     pub protocol: Protocol,
+    /// Who may enter.
+    pub access: Access,
+    /// What clients are told about HTTPS.
+    pub client_tls: ClientTls,
+    /// What a wake begins with.
+    pub wake_on: WakeOn,
     pub(super) tls: Option<Tls>,
     pub(super) set_headers: Vec<SetHeader>,
     /// The path is a template.

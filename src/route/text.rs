@@ -1,9 +1,16 @@
 //! Values that our files write as text: `"15m"`, `"512MiB"`, addresses, secrets. Knows no key.
 
-use std::{borrow::Cow, fmt, marker::PhantomData, net::SocketAddr, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    marker::PhantomData,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use humantime_serde::re::humantime;
+use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -32,10 +39,15 @@ pub(crate) fn read<'de, T: Text, D: Deserializer<'de>>(from: D) -> Result<T, D::
             f.write_str(T::EXPECTED)
         }
         fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-            T::parse(text).map_err(|wrong| E::custom(format!("{wrong}, expected {}", T::EXPECTED)))
+            T::parse(text).map_err(|flaw| E::custom(wrong::<T>(flaw)))
         }
     }
     from.deserialize_str(Reader(PhantomData))
+}
+
+/// What is wrong, and what should have been there.
+pub(crate) fn wrong<T: Text>(flaw: String) -> String {
+    format!("{flaw}, expected {}", T::EXPECTED)
 }
 
 /// `"15m"`.
@@ -115,6 +127,19 @@ impl Text for SizeText {
     }
 }
 
+/// `#[serde(with = "size")]` for a plain number of bytes.
+pub(crate) mod size {
+    use super::{Deserializer, Serialize, Serializer, SizeText};
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        super::read::<SizeText, D>(from).map(|text| text.0)
+    }
+
+    pub(crate) fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+        SizeText(*value).serialize(to)
+    }
+}
+
 impl<'de> Deserialize<'de> for SizeText {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         read(from)
@@ -183,6 +208,50 @@ impl JsonSchema for AddressText {
             "type": "string",
             "pattern": r"^.+:[0-9]+$",
             "examples": ["127.0.0.1:8080", "[::]:8080"],
+        })
+    }
+}
+
+/// `"10.0.0.0/8"`, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct NetworkText(pub(crate) IpNet);
+
+impl Text for NetworkText {
+    const EXPECTED: &'static str = "an address or a network such as \"10.0.0.0/8\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let address = text.parse::<IpAddr>().map(IpNet::from);
+        let network = address.or_else(|_| text.parse::<IpNet>());
+        network.map(Self).map_err(|_| format!("`{text}` is no network"))
+    }
+}
+
+impl<'de> Deserialize<'de> for NetworkText {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read(from)
+    }
+}
+
+impl Serialize for NetworkText {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0)
+    }
+}
+
+impl JsonSchema for NetworkText {
+    fn schema_name() -> Cow<'static, str> {
+        "Network".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": r"^[0-9a-fA-F.:]+(/[0-9]{1,3})?$",
+            "examples": ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32"],
         })
     }
 }

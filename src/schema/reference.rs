@@ -73,7 +73,9 @@ fn row(page: &mut String, schema: &Value, key: &str, outer: &str, property: &Val
     };
     let shown = if outer.is_empty() { key.to_owned() } else { format!("{outer} {{ {key} }}") };
     line(page, &format!("| `{shown}` | {} | {default} | {text} |", kind(property)));
-    let tables = property["anyOf"].as_array().into_iter().flatten().chain([&property["items"]]);
+    let items = &property["items"];
+    let any = [property, items].into_iter().filter_map(|all| all["anyOf"].as_array()).flatten();
+    let tables = any.chain([items]);
     for table in tables {
         for (name, property) in properties(table) {
             row(page, table, name, key, property);
@@ -143,6 +145,7 @@ fn text_word(property: &Value) -> &'static str {
     match property["examples"][0].as_str() {
         Some("500ms") => "duration",
         Some("512MiB") => "size",
+        Some(example) if example.contains('/') && !example.contains(':') => "network",
         Some(example) if example.contains(':') => "address",
         _ => "text",
     }

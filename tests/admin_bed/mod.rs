@@ -16,7 +16,9 @@ use std::{
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use dormouse::{
+    access::Door,
     admin::{Admin, Guard, Listener, Reload, ReloadReport, Token},
+    config::Links,
     engine::{Engine, EngineEvent, Error, Instance, InstanceState, Life, Started},
     fleet::{Fleet, Limits},
     route::{EngineKind, Engines, RouteError, RouteTable, load_dir},
@@ -224,8 +226,20 @@ impl Bed {
         let (listener, guard, address) = listen(at, token, folder.path()).await;
         let errors = Arc::new(ArcSwap::from_pointee(Vec::new()));
         let reload = reload.unwrap_or_else(|| reload_of(routes, &table, &errors));
-        let admin =
-            Admin { fleet: fleet.clone(), table, reload, errors, ready: ready.clone(), guard };
+        let door = Door::open(&Links::default(), folder.path()).unwrap();
+        let certs = Arc::new(dormouse::certs::Certs::load([]));
+        let (fleet_of, is_ready) = (fleet.clone(), ready.clone());
+        let admin = Admin {
+            fleet: fleet_of,
+            door,
+            table,
+            certs,
+            reload,
+            errors,
+            ready: is_ready,
+            guard,
+            acme: None,
+        };
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
         let mut served = JoinSet::new();

@@ -393,3 +393,18 @@ impl Engine for Adopting {
         self.0.events()
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_before_the_next_life_begins_takes_its_place_along() {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 8, engine_runs(2)).await;
+    let plan = limited(None, WhenFull::EvictIdle);
+    drop(awake(&fleet, "a.test", &plan).await);
+    drop(awake(&fleet, "b.test", &plan).await);
+    // c gets a's place; a comes back while it is put to sleep, and gets b's; then it leaves.
+    let c = fleet.acquire("c.test", Asker::Client, &plan).unwrap();
+    drop(fleet.acquire("a.test", Asker::Client, &plan).unwrap());
+    sleep(SECOND).await;
+    assert_eq!(engine_runs_now(&fleet), 1);
+    drop(c);
+}

@@ -4,12 +4,19 @@
 //! that the test did not announce fails it.
 #![expect(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
+mod access;
+mod access_log;
+mod acme;
 mod admin;
 mod admission;
+mod desync;
 mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 #[path = "../support/dockerd.rs"]
 mod dockerd;
+mod early;
+mod floods;
+mod framing;
 mod grpc;
 mod guest;
 mod h2;
@@ -17,11 +24,15 @@ mod headers;
 mod hold;
 mod life;
 mod limits;
+mod proxies;
 mod routes;
 mod signals;
+mod slow;
+mod sni;
 mod streams;
 mod support;
 mod timeouts;
+mod tls;
 mod upstream;
 mod wake;
 mod wire;

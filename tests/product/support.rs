@@ -27,6 +27,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Edge {
     pub(crate) dir: TempDir,
     pub(crate) http: SocketAddr,
+    /// Listened on only where the setup says so.
+    pub(crate) https: SocketAddr,
     pub(crate) admin: SocketAddr,
     child: Option<Child>,
     log: Arc<Mutex<Vec<String>>>,
@@ -38,18 +40,53 @@ pub(crate) struct Edge {
 /// What an edge is started with.
 pub(crate) struct Setup {
     toml: String,
+    http: Option<String>,
+    ports: Option<(SocketAddr, SocketAddr)>,
+    listen: String,
+    files: Vec<(String, String)>,
     routes: Vec<(String, String)>,
 }
 
 impl Setup {
     pub(crate) fn new() -> Self {
-        Self { toml: String::new(), routes: Vec::new() }
+        Self {
+            toml: String::new(),
+            http: None,
+            ports: None,
+            listen: String::new(),
+            files: Vec::new(),
+            routes: Vec::new(),
+        }
     }
 
-    /// More of `dormouse.toml`; `[listen]` is the harness's, and so are `[engines]` and `[limits]` if
-    /// it has none.
+    /// More of `dormouse.toml`, in which `@DIR@` is its folder; `[listen]` is the harness's, and so
+    /// are `[engines]` and `[limits]` if it has none.
     pub(crate) fn config(mut self, toml: &str) -> Self {
         self.toml.push_str(toml);
+        self
+    }
+
+    /// [`Edge::http`] and [`Edge::https`], for who must know them before.
+    pub(crate) fn ports(mut self, http: SocketAddr, https: SocketAddr) -> Self {
+        self.ports = Some((http, https));
+        self
+    }
+
+    /// `listen.http`, in which `@HTTP@` is [`Edge::http`].
+    pub(crate) fn http(mut self, http: &str) -> Self {
+        self.http = Some(http.to_owned());
+        self
+    }
+
+    /// More of `[listen]`, in which `@HTTPS@` is [`Edge::https`].
+    pub(crate) fn listen(mut self, toml: &str) -> Self {
+        self.listen.push_str(toml);
+        self
+    }
+
+    /// A file that only its owner can read.
+    pub(crate) fn file(mut self, path: &str, text: &str) -> Self {
+        self.files.push((path.to_owned(), text.to_owned()));
         self
     }
 
@@ -60,22 +97,38 @@ impl Setup {
     }
 
     pub(crate) fn start(self) -> Edge {
+        self.start_with(&[])
+    }
+
+    /// With these files in its folder.
+    pub(crate) fn start_with(self, files: &[(&str, &str)]) -> Edge {
         let dir = tempfile::tempdir().expect("a folder");
-        let (http, admin) = (free_port(), free_port());
-        let listen = format!("[listen]\nhttp = [\"{http}\"]\nadmin = \"{admin}\"\n");
+        let (http, https) = self.ports.unwrap_or_else(|| (free_port(), free_port()));
+        let admin = free_port();
+        let plain = self.http.unwrap_or("[\"@HTTP@\"]".to_owned());
+        let listen = format!("[listen]\nhttp = {plain}\nadmin = \"{admin}\"\n{}\n", self.listen)
+            .replace("@HTTPS@", &https.to_string())
+            .replace("@HTTP@", &http.to_string());
         // The default has a Docker engine, too, whose daemon is not there in most tests.
         let has_engines = self.toml.contains("[engines");
         let engines = if has_engines { "" } else { "[engines.local]\nkind = \"process\"\n" };
+        let toml = self.toml.replace("@DIR@", &dir.path().to_string_lossy());
         // Some tests wake sessions hundreds of times, all from one address.
-        let has_limits = self.toml.contains("[limits]");
+        let has_limits = toml.contains("[limits]");
         let limits = if has_limits { "" } else { "[limits]\nwakes_per_client = \"unlimited\"\n" };
-        let toml = format!("{listen}{engines}{limits}{}", self.toml);
+        let toml = format!("{listen}{engines}{limits}{toml}");
         fs::write(dir.path().join("dormouse.toml"), toml).expect("dormouse.toml");
         fs::create_dir(dir.path().join("routes")).expect("routes");
+        for (name, content) in files {
+            fs::write(dir.path().join(name), content).expect("a file");
+        }
         let (log, readers, announced) = (Arc::default(), Mutex::default(), Vec::new());
-        let mut edge = Edge { dir, http, admin, child: None, log, readers, announced };
+        let mut edge = Edge { dir, http, https, admin, child: None, log, readers, announced };
         for (name, toml) in &self.routes {
             edge.write_route(name, toml);
+        }
+        for (path, text) in &self.files {
+            edge.write_file(path, text);
         }
         edge.spawn(&[]);
         edge
@@ -136,6 +189,17 @@ impl Edge {
         let dir = self.dir.path().to_string_lossy();
         fs::write(&temporary, toml.replace("@DIR@", &dir)).expect("route");
         fs::rename(temporary, routes.join(format!("{name}.toml"))).expect("route");
+    }
+
+    /// Writes a file whole or not at all, for its owner alone.
+    pub(crate) fn write_file(&self, path: &str, text: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = self.path(path);
+        let temporary = file.with_extension("tmp");
+        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+        fs::write(&temporary, text).expect("written");
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600)).expect("private");
+        fs::rename(temporary, file).expect("written");
     }
 
     pub(crate) fn remove_route(&self, name: &str) {
@@ -215,7 +279,7 @@ impl Edge {
         kib * 1024
     }
 
-    fn admin_status(&self, path: &str) -> Option<u16> {
+    pub(crate) fn admin_status(&self, path: &str) -> Option<u16> {
         Some(blocking(reqwest::get(format!("http://{}{path}", self.admin))).ok()?.status().as_u16())
     }
 

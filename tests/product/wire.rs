@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
@@ -11,7 +11,7 @@ use tokio::{
 use crate::support::PATIENCE;
 
 /// One connection to the edge.
-pub(crate) struct Wire(pub(crate) TcpStream);
+pub(crate) struct Wire<S = TcpStream>(pub(crate) S);
 
 impl Wire {
     pub(crate) async fn open(edge: SocketAddr) -> Self {
@@ -24,7 +24,9 @@ impl Wire {
         wire.send(bytes).await;
         wire
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).await.expect("sent");
     }

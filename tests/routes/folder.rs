@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dormouse::route::{load_dir, watch::watch};
+use dormouse::{
+    route::{is_route_file, load_dir},
+    watch::watch,
+};
 
 use crate::engines;
 
@@ -69,7 +72,7 @@ fn the_errors_of_all_files_are_told_together() {
         "c.toml:1:8: invalid type: integer `1`, expected a string",
         "d.toml:1:8: invalid type: integer `2`, expected a string",
         "d.toml:2:1: unknown key `x`; known: `host`, `engine`, `instance`, `ready`, `wake`, \
-         `idle`, `upstream`, `limits`, `static`",
+         `idle`, `tls`, `upstream`, `access`, `limits`, `static`",
         "e.toml:2:12: not UTF-8; save the file as UTF-8",
         "f.toml: larger than 1 MiB",
         "g.toml: cannot be read: No such file or directory (os error 2)",
@@ -108,7 +111,7 @@ fn every_kind_of_change_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("routes");
     let (changed, changes) = mpsc::channel();
-    let watch = watch(&dir, move || changed.send(()).unwrap_or_default()).unwrap();
+    let watch = watch(&dir, is_route_file, move || changed.send(()).unwrap_or_default()).unwrap();
     // It appears.
     fs::create_dir(&dir).unwrap();
     write(&dir, "one.toml", "one.e");
@@ -159,7 +162,8 @@ fn a_config_maps_swap_of_symlinks_is_told() {
     };
     assert_eq!(host(), "one.e");
     let (changed, changes) = mpsc::channel();
-    let _watch = watch(dir.path(), move || changed.send(()).unwrap_or_default()).unwrap();
+    let _watch =
+        watch(dir.path(), is_route_file, move || changed.send(()).unwrap_or_default()).unwrap();
     symlink("..v2", path("..data_tmp")).unwrap();
     fs::rename(path("..data_tmp"), path("..data")).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -179,7 +183,9 @@ fn a_folder_behind_a_symlink_that_is_turned_is_told() {
     }
     symlink("v1", path("routes")).unwrap();
     let (changed, changes) = mpsc::channel();
-    let _watch = watch(&path("routes"), move || changed.send(()).unwrap_or_default()).unwrap();
+    let _watch =
+        watch(&path("routes"), is_route_file, move || changed.send(()).unwrap_or_default())
+            .unwrap();
     symlink("v2", path("tmp")).unwrap();
     fs::rename(path("tmp"), path("routes")).unwrap();
     wait_for(&changes, &path("routes"), &["v2"]);
@@ -193,7 +199,7 @@ fn a_watch_may_be_dropped_by_what_it_calls() {
     let slot = Arc::new(std::sync::Mutex::new(None));
     let (dropped, drops) = mpsc::channel();
     let own = slot.clone();
-    let watch = watch(dir.path(), move || {
+    let watch = watch(dir.path(), is_route_file, move || {
         drop(own.lock().unwrap().take());
         dropped.send(()).unwrap_or_default();
     });

@@ -43,7 +43,7 @@ tls = "yes"
 "#;
     let expected = [
         "demo.toml:3:1: unknown key `prob`; known: `host`, `engine`, `instance`, `ready`, `wake`, \
-         `idle`, `upstream`, `limits`, `static`",
+         `idle`, `tls`, `upstream`, `access`, `limits`, `static`",
         "demo.toml:5:11: invalid type: string \"x\", expected a list",
         "demo.toml:6:1: unknown key `comand`; did you mean `command`? known: `image`, `command`, \
          `env`, `port`, `memory`, `cpus`, `pids`, `volumes`, `process`, `docker`",

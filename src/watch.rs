@@ -1,8 +1,9 @@
-//! Notices that route files have changed. Says only *that* something changed: whoever is told
-//! reads the whole folder again, as SIGHUP and the admin API do too.
+//! Notices that the files of a folder have changed: routes, certificates. Says only *that*
+//! something changed: whoever is told reads the whole folder again, as SIGHUP and the admin API do
+//! too.
 //!
-//! Knows no route and no async runtime: a thread of its own, which a route table's reload may
-//! block as long as it likes.
+//! Knows no room and no async runtime: a thread of its own, which a reload may block as long as it
+//! likes.
 
 use std::{
     fs, io,
@@ -19,8 +20,6 @@ use std::{
 
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 
-use super::load::is_route_file;
-
 /// An editor's or a deployment's burst of changes is over when nothing happens for this long …
 const QUIET: Duration = Duration::from_millis(100);
 /// … but a burst without end is not waited for longer than this.
@@ -36,18 +35,25 @@ pub struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Calls `changed` from a thread of its own after every burst of changes in `dir`. Begin to watch
-/// before you load, and no change falls between the two.
+/// Says of a file's name whether the file counts.
+pub type Counts = fn(&str) -> bool;
+
+/// Calls `changed` from a thread of its own after every burst of changes to the files of `dir` that
+/// count. Begin to watch before you load, and no change falls between the two.
 ///
 /// The folder may be missing, be replaced, or be a symlink that comes to point elsewhere (its
 /// files too, as Kubernetes does with a ConfigMap). An edit behind a symlink that leads out of
 /// the folder is not seen: that needs SIGHUP or the API.
-pub fn watch(dir: &Path, changed: impl FnMut() + Send + 'static) -> io::Result<Watch> {
+pub fn watch(
+    dir: &Path,
+    counts: Counts,
+    changed: impl FnMut() + Send + 'static,
+) -> io::Result<Watch> {
     // One place: a change that is waiting to be told stands for all that come meanwhile.
     let (wake, woken) = sync_channel(1);
     let (told, watched_dir) = (wake.clone(), dir.to_owned());
     let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        if event.map_or(true, |event| matters(&event, &watched_dir)) {
+        if event.map_or(true, |event| matters(&event, &watched_dir, counts)) {
             // Full: a change is waiting to be told already.
             let _ = told.try_send(());
         }
@@ -58,7 +64,7 @@ pub fn watch(dir: &Path, changed: impl FnMut() + Send + 'static) -> io::Result<W
     let ended = Arc::new(AtomicBool::new(false));
     let end = ended.clone();
     let thread = thread::Builder::new()
-        .name("routes-watch".into())
+        .name("watch".into())
         .spawn(move || run(&woken, &end, &mut folder, changed))?;
     Ok(Watch { ended, wake, thread: Some(thread) })
 }
@@ -104,15 +110,15 @@ fn settle(woken: &Receiver<()>, ended: &AtomicBool) {
     }
 }
 
-/// Whether an event may be about a route. Reading a file is an event too: our own reload must not
-/// be the cause of the next one.
-fn matters(event: &Event, dir: &Path) -> bool {
-    let of_route = |path: &PathBuf| {
+/// Whether an event may be about a file that counts. Reading a file is an event too: our own reload
+/// must not be the cause of the next one.
+fn matters(event: &Event, dir: &Path, counts: Counts) -> bool {
+    let is_ours = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         // `..data` is a ConfigMap's; the folder itself when it is moved or removed.
-        is_route_file(&name) || name.starts_with("..") || path == dir
+        counts(&name) || name.starts_with("..") || path == dir
     };
-    !event.kind.is_access() && (event.paths.is_empty() || event.paths.iter().any(of_route))
+    !event.kind.is_access() && (event.paths.is_empty() || event.paths.iter().any(is_ours))
 }
 
 /// The folder behind a path, which may become another one.
@@ -159,7 +165,9 @@ mod tests {
     #[test]
     fn a_read_a_swap_file_and_another_kind_of_file_are_no_change() {
         let dir = Path::new("/routes");
-        let matter = |kind, name: &str| matters(&Event::new(kind).add_path(dir.join(name)), dir);
+        let counts = crate::route::is_route_file;
+        let matter =
+            |kind, name: &str| matters(&Event::new(kind).add_path(dir.join(name)), dir, counts);
         let create = EventKind::Create(CreateKind::File);
         for name in ["a.toml", "..data", ""] {
             assert!(matter(create, name), "{name}");
@@ -168,6 +176,6 @@ mod tests {
         for name in [".a.toml.swp", "a.toml~", "4913", "README.md", ".hidden"] {
             assert!(!matter(create, name), "{name}");
         }
-        assert!(matters(&Event::new(EventKind::Other), dir));
+        assert!(matters(&Event::new(EventKind::Other), dir, counts));
     }
 }

@@ -1,0 +1,71 @@
+//! A wake that begins with the ClientHello: the handshake's round trips are then part of the wait.
+//!
+//! Only where a route asks for it and lets clients in before their request is seen, never for a
+//! name without a route, and within the same rates as any wake.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::{admit::Admission, client::Peer};
+use crate::{
+    fleet::{Fleet, Lease, Origin},
+    metrics::METRICS,
+    route::{Route, RouteTable, WakeOn},
+    session::machine::Asker,
+};
+
+/// Wakes sessions whose request was not seen yet.
+#[derive(Debug)]
+pub struct Unseen {
+    table: Arc<ArcSwap<RouteTable>>,
+    fleet: Arc<Fleet>,
+    admission: Arc<Admission>,
+}
+
+/// A lease that waits for the first request of its connection. It is given back with the
+/// connection, which ends where that request does not come within `timeouts.client_head`.
+#[derive(Debug)]
+pub(super) struct Early {
+    host: Box<str>,
+    lease: Lease,
+}
+
+impl Unseen {
+    /// Wakes the sessions of `table` in `fleet`, as often as `admission` lets a client.
+    pub fn new(
+        table: Arc<ArcSwap<RouteTable>>,
+        fleet: Arc<Fleet>,
+        admission: Arc<Admission>,
+    ) -> Self {
+        Self { table, fleet, admission }
+    }
+
+    /// A lease on the session of this canonical host, where its route wants it.
+    pub(super) fn wake(&self, host: &str, peer: &Peer) -> Option<Early> {
+        let table = self.table.load();
+        let route = table.lookup(host)?;
+        if route.recipe.wake_on != WakeOn::Sni || !may_wake(route, peer) {
+            return None;
+        }
+        // What refuses it refuses the request, too, and says why.
+        let origin = peer.address.map(Origin::from);
+        let lease = self.admission.lease(&self.fleet, host, route, Asker::Client, origin).ok()?;
+        METRICS.leases_at_sni.inc();
+        Some(Early { host: host.into(), lease })
+    }
+}
+
+/// Whether this client may wake a session of this route before it has asked for anything, as far
+/// as access goes.
+fn may_wake(route: &Route, peer: &Peer) -> bool {
+    // Whom a trusted proxy speaks for is known with the request only.
+    !peer.is_trusted() && route.recipe.access.admits_address(peer.address)
+}
+
+impl Early {
+    /// The lease, for the request that it was taken for.
+    pub(super) fn for_host(self, host: &str) -> Option<Lease> {
+        (*self.host == *host).then_some(self.lease)
+    }
+}

@@ -1,0 +1,396 @@
+//! What Pingora reads of a client's connection: whole heads that [`Framing`] lets through, bodies as
+//! they come, and nothing behind an upgrade until it was granted. The time for a head runs here.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use pingora::protocols::Stream;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, ReadBuf},
+    time::{Instant, Sleep, sleep_until, timeout, timeout_at},
+};
+use tokio_util::io::poll_read_buf;
+
+use super::{
+    framing::{Framing, HeadLimits, Refusal},
+    pace::{BodyPace, BodyRate},
+};
+use crate::config::{Limits, Timeouts};
+
+/// What a client may send behind an upgrade before it is granted.
+const EARLY_MAX: usize = 64 * 1024;
+/// How long a client that was refused may take to read that, and how much it may send meanwhile.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_MAX: usize = 1024 * 1024;
+/// Stands for a head that was refused, so that its answer comes when its turn comes.
+const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nHost: refused.invalid\r\nConnection: close\r\n\r\n";
+
+/// What a client's connection must keep to.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    head: Duration,
+    limits: Arc<HeadLimits>,
+    body: BodyRate,
+    pub(super) write: Duration,
+}
+
+impl Terms {
+    pub(super) fn new(limits: &Limits, timeouts: &Timeouts) -> Self {
+        Self {
+            head: timeouts.client_head,
+            limits: Arc::new(HeadLimits::new(limits)),
+            body: BodyRate::new(limits, timeouts),
+            write: timeouts.client_write,
+        }
+    }
+}
+
+/// What the inlet of a connection and the hooks of its requests tell each other. HTTP/1 alone has
+/// heads.
+#[derive(Debug, Default)]
+pub(super) struct Heads {
+    /// Heads that went on to Pingora, and how many it has found.
+    passed: AtomicU32,
+    found: AtomicU32,
+    /// Why the last of them stands for another.
+    refusal: OnceLock<Refusal>,
+    is_body_bad: AtomicBool,
+    is_body_slow: AtomicBool,
+    /// The body may come as slowly as it likes.
+    is_patient: AtomicBool,
+    has_underscores: AtomicBool,
+    is_upgraded: AtomicBool,
+}
+
+impl Heads {
+    /// Pingora has found the next head: why it is refused, if it is.
+    pub(super) fn next(&self) -> Result<(), Refusal> {
+        let found = self.found.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let ahead = self.passed.load(Ordering::Relaxed).wrapping_sub(found).cast_signed();
+        match self.refusal.get() {
+            _ if ahead < 0 => Err(Refusal::Unframed),
+            Some(refusal) if ahead == 0 => Err(*refusal),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a body that Pingora was reading is malformed.
+    pub(super) fn is_body_bad(&self) -> bool {
+        self.is_body_bad.load(Ordering::Relaxed)
+    }
+
+    /// Whether a body that Pingora was reading came too slowly.
+    pub(super) fn is_body_slow(&self) -> bool {
+        self.is_body_slow.load(Ordering::Relaxed)
+    }
+
+    /// Whether the body of the request under way may come as slowly as it likes.
+    pub(super) fn set_patient(&self, is_patient: bool) {
+        self.is_patient.store(is_patient, Ordering::Relaxed);
+    }
+
+    /// Whether a header's name had a `_` in any head so far.
+    pub(super) fn has_underscores(&self) -> bool {
+        self.has_underscores.load(Ordering::Relaxed)
+    }
+
+    /// The instance's 101 is there: what the client has sent, and sends, may go on.
+    pub(super) fn upgrade(&self) {
+        self.is_upgraded.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The reading side of one connection.
+pub(super) struct Inlet {
+    framing: Framing,
+    heads: Arc<Heads>,
+    /// Bytes that were read, of which the first `ready` may go on.
+    held: BytesMut,
+    ready: usize,
+    /// HTTP/2, or upgraded: bytes are not ours to look at.
+    is_raw: bool,
+    /// Nothing is read any more.
+    is_closed: bool,
+    body: BodyPace,
+    head: Duration,
+    /// When the head that is being read must be complete; runs from its first byte, for a
+    /// connection's first one from the connection's.
+    until: Option<Instant>,
+    /// Made only when a head does not come in one piece.
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl Inlet {
+    pub(super) fn new(terms: &Terms, heads: Arc<Heads>, is_http2: bool) -> Self {
+        Self {
+            framing: Framing::new(Arc::clone(&terms.limits)),
+            heads,
+            held: BytesMut::new(),
+            ready: 0,
+            is_raw: is_http2,
+            is_closed: false,
+            body: BodyPace::new(terms.body),
+            head: terms.head,
+            until: Some(Instant::now() + terms.head),
+            alarm: None,
+        }
+    }
+
+    /// Whether the connection begins as HTTP/2 does; copies its beginning. Reads until `buf` is full,
+    /// or until it cannot become an HTTP/2 preface any more: a client of HTTP/1.0 may send less than
+    /// a preface and wait.
+    pub(super) async fn peek(&mut self, stream: &mut Stream, buf: &mut [u8]) -> io::Result<bool> {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let until = self.until.unwrap_or_else(|| Instant::now() + self.head);
+        while self.held.len() < buf.len() && PREFACE.starts_with(&self.held) {
+            match timeout_at(until, stream.read_buf(&mut self.held)).await {
+                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => read?,
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            };
+        }
+        let n = buf.len().min(self.held.len());
+        buf[..n].copy_from_slice(&self.held[..n]);
+        self.is_raw = self.held.starts_with(PREFACE);
+        if self.is_raw {
+            self.ready = self.held.len();
+        } else {
+            self.look();
+        }
+        Ok(self.is_raw)
+    }
+
+    /// Gives what was held back and may go on now; whether there was any.
+    pub(super) fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        if self.framing.is_behind_upgrade() && self.heads.is_upgraded.load(Ordering::Relaxed) {
+            self.is_raw = true;
+            self.ready = self.held.len();
+        }
+        let n = self.ready.min(buf.remaining());
+        if n == 0 {
+            return false;
+        }
+        buf.put_slice(&self.held.split_to(n));
+        self.ready -= n;
+        if self.held.is_empty() {
+            // An idle connection keeps no buffer.
+            self.held = BytesMut::new();
+        }
+        true
+    }
+
+    /// Reads for Pingora. Call [`Self::give`] first.
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        in_request: bool,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_closed {
+            return Poll::Ready(self.end());
+        }
+        if in_request {
+            (self.until, self.alarm) = (None, None);
+        }
+        if self.is_late(cx, in_request) {
+            return Poll::Ready(self.time_out(buf));
+        }
+        let read = if self.is_raw {
+            self.poll_raw(cx, stream, in_request, buf)
+        } else {
+            let was_in_body = self.framing.is_in_body();
+            let before = buf.filled().len();
+            let read = self.poll_framed(cx, stream, buf);
+            self.pace(cx, was_in_body, buf.filled().len() - before, read)
+        };
+        if read.is_pending() && self.is_late(cx, in_request) {
+            return Poll::Ready(self.time_out(buf));
+        }
+        read
+    }
+
+    /// Whether the client is to be given time to read why it was refused.
+    pub(super) fn lingers(&self) -> bool {
+        self.is_closed || (self.framing.is_behind_upgrade() && !self.is_raw)
+    }
+
+    /// Holds a body to its rate.
+    fn pace(
+        &mut self,
+        cx: &mut Context<'_>,
+        was_in_body: bool,
+        came: usize,
+        read: Poll<io::Result<()>>,
+    ) -> Poll<io::Result<()>> {
+        if !self.framing.is_in_body() || self.heads.is_patient.load(Ordering::Relaxed) {
+            return read;
+        }
+        if !was_in_body {
+            self.body.restart();
+        } else if read.is_ready() {
+            self.body.came(came);
+        } else if self.body.waits(cx) {
+            self.is_closed = true;
+            self.heads.is_body_slow.store(true, Ordering::Relaxed);
+            return Poll::Ready(self.end());
+        }
+        read
+    }
+
+    fn poll_raw(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        in_request: bool,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(stream).poll_read(cx, buf);
+        if !in_request && self.until.is_none() && before < buf.filled().len() {
+            self.until = Some(Instant::now() + self.head);
+        }
+        read
+    }
+
+    fn poll_framed(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.held.is_empty() && !self.framing.is_behind_upgrade() {
+            let before = buf.filled().len();
+            std::task::ready!(Pin::new(&mut *stream).poll_read(cx, buf))?;
+            let came = &buf.filled()[before..];
+            if came.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            // Mostly one whole head, which stays where Pingora wants it.
+            let (passes, outcome) = self.framing.advance(came);
+            if outcome.is_ok() {
+                self.held.extend_from_slice(&came[passes..]);
+            }
+            buf.set_filled(before + passes);
+            self.note(outcome);
+            if 0 < passes || self.give(buf) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        while !self.is_closed {
+            if EARLY_MAX <= self.held.len() && self.framing.is_behind_upgrade() {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            if std::task::ready!(poll_read_buf(Pin::new(&mut *stream), cx, &mut self.held))? == 0 {
+                // What was begun is never finished.
+                self.held = BytesMut::new();
+                self.is_closed = true;
+                return Poll::Ready(Ok(()));
+            }
+            self.look();
+            if self.give(buf) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        Poll::Ready(self.end())
+    }
+
+    /// What Pingora finds where nothing is read any more.
+    fn end(&self) -> io::Result<()> {
+        if self.heads.is_body_bad() {
+            Err(io::ErrorKind::InvalidData.into())
+        } else if self.heads.is_body_slow() {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Frames what is held.
+    fn look(&mut self) {
+        let (passes, outcome) = self.framing.advance(&self.held);
+        self.ready = passes;
+        if outcome.is_err() {
+            self.held.truncate(passes);
+        }
+        self.note(outcome);
+    }
+
+    /// Tells the hooks what was framed, and puts the stand-in behind it where that was refused.
+    fn note(&mut self, outcome: Result<(), Refusal>) {
+        let mut passed = self.framing.heads();
+        if let Err(refusal) = outcome {
+            self.is_closed = true;
+            if self.framing.is_in_body() {
+                self.heads.is_body_bad.store(true, Ordering::Relaxed);
+            } else {
+                // The first one counts, and there is no second.
+                let _ = self.heads.refusal.set(refusal);
+                self.held.extend_from_slice(REFUSED);
+                self.ready = self.held.len();
+                passed = passed.wrapping_add(1);
+            }
+        }
+        self.heads.passed.store(passed, Ordering::Relaxed);
+        if self.framing.has_underscores() {
+            self.heads.has_underscores.store(true, Ordering::Relaxed);
+        }
+        if self.ready == self.held.len() {
+            // No head has begun.
+            (self.until, self.alarm) = (None, None);
+        }
+    }
+
+    /// Whether the head's time is over. Registers to be woken when it will be.
+    fn is_late(&mut self, cx: &mut Context<'_>, in_request: bool) -> bool {
+        if in_request {
+            return false;
+        }
+        let has_begun = !self.held.is_empty() && !self.framing.is_behind_upgrade();
+        if self.until.is_none() && has_begun {
+            self.until = Some(Instant::now() + self.head);
+        }
+        let Some(until) = self.until else { return false };
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        alarm.as_mut().poll(cx).is_ready()
+    }
+
+    /// Who has begun a head is told.
+    fn time_out(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+        // An empty line behind a request's body is no beginning.
+        let has_begun = !matches!(&*self.held, b"" | b"\r" | b"\r\n");
+        if self.is_raw || !has_begun || self.framing.is_behind_upgrade() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.held.clear();
+        self.note(Err(Refusal::HeadTimedOut));
+        self.give(buf);
+        Ok(())
+    }
+}
+
+/// Closing a socket with bytes unread resets it, and the client would lose its answer: what it still
+/// sends is taken and thrown away.
+pub(super) async fn linger(stream: &mut Stream) {
+    let mut bytes = [0; 4096];
+    let rest = async {
+        let mut taken = 0;
+        while taken < LINGER_MAX {
+            match stream.read(&mut bytes).await {
+                Ok(n @ 1..) => taken += n,
+                _ => break,
+            }
+        }
+    };
+    // Either way it is closed now.
+    let _ = timeout(LINGER, rest).await;
+}

@@ -390,7 +390,10 @@ impl ProxyHttp for Edge {
             // Of what goes by HTTP/1, and of the connection, the inlet's stream knows more.
             downstream.set_write_timeout(Some(self.timeouts.client_write));
         }
-        if downstream.get_keepalive().is_some() {
+        if ctx.manner.is_upgrade() {
+            // Whoever answers it: what the client may have sent behind it is no request.
+            downstream.set_keepalive(None);
+        } else if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
         }
         ctx.id = RequestId::of(&downstream.req_header().headers);
@@ -543,9 +546,6 @@ impl ProxyHttp for Edge {
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
             ctx.entered.select(answer)?;
             ctx.take_over(&self.tunnels, headers::is_websocket(downstream.req_header()));
-        } else if ctx.manner.is_upgrade() {
-            // What the client may have sent behind it is no request.
-            downstream.set_keepalive(None);
         }
         Ok(())
     }

@@ -312,10 +312,8 @@ pub(super) async fn send_with(
     }
     let page = wants_page(downstream);
     let head_only = downstream.req_header().method == Method::HEAD;
-    // What comes behind an upgrade that is not granted is no request, nor what is behind one that
-    // could not be framed.
-    let is_upgrade = downstream.req_header().headers.contains_key(header::UPGRADE);
-    let ends = is_upgrade || matches!(answer, Answer::Unframed(_));
+    // Behind a request that could not be framed nothing is read.
+    let ends = matches!(answer, Answer::Unframed(_));
     if ends || !downstream.as_downstream_mut().is_body_empty() {
         downstream.set_keepalive(None);
     }

@@ -9,6 +9,8 @@ mod carried;
 mod fetch;
 mod files;
 mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 mod grant;
 mod jwt;
 mod keys;

@@ -4,18 +4,22 @@
 use std::{collections::BTreeMap, path::Path};
 
 use dormouse::{
+    access,
     config::Config,
     edge::fuzz,
     route::{EngineKind, Engines, Route, RouteError, RouteTable, canonical_host},
 };
 
 /// All targets, by the names of their binaries and their corpora.
-pub const TARGETS: [(&str, fn(&[u8])); 5] = [
+pub const TARGETS: [(&str, fn(&[u8])); 8] = [
     ("hosts", hosts),
     ("route_file", route_file),
     ("config_file", config_file),
     ("proxy_header", proxy_header),
     ("forwarded", forwarded),
+    ("framing", framing),
+    ("token", token),
+    ("carried", carried),
 ];
 
 fn engines() -> Engines {
@@ -92,4 +96,19 @@ pub fn proxy_header(data: &[u8]) {
 /// Lines of `X-Forwarded-For`, `X-Forwarded-Proto` and `Forwarded`; the first byte says of which.
 pub fn forwarded(data: &[u8]) {
     fuzz::forwarded(data);
+}
+
+/// All that a client sends on a connection; the first byte says how it is cut into reads.
+pub fn framing(data: &[u8]) {
+    fuzz::framing(data);
+}
+
+/// A link's token, or a cookie's.
+pub fn token(data: &[u8]) {
+    access::fuzz::token(data);
+}
+
+/// A request that may carry tokens.
+pub fn carried(data: &[u8]) {
+    access::fuzz::carried(data);
 }

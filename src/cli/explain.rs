@@ -67,6 +67,8 @@ struct Explanation {
     live: Value,
     /// Why nothing is known of the running edge.
     live_error: Option<String>,
+    /// What the running edge orders of an ACME server for it; `null` when nothing.
+    acme: Value,
     /// What would happen to a request now.
     now: String,
 }
@@ -176,10 +178,10 @@ impl Explain {
         let Some(route) = table.lookup(&self.host) else {
             return Err(no_route(&self.host, &config, &table));
         };
-        let live = self.live().await;
+        let (live, acme) = tokio::join!(self.live(), self.acme());
         let running = self.running(&route.name).await;
         let limits = LimitsPart::of(route, &config, running);
-        let explanation = Explanation::of(&self.host, route, &config, limits, live);
+        let explanation = Explanation::of(&self.host, route, &config, limits, live, acme);
         if self.target.json { print_json(&explanation) } else { print(&explanation.in_words()) }
     }
 
@@ -190,6 +192,19 @@ impl Explain {
             client.ask(Method::GET, &["v1", "sessions"], &[("limit", "0")], Some(LIVE_MAX));
         let routes = answer.await.ok()?.body.get("running")?.get("routes")?.clone();
         Some(routes.get(route).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// The host's own name among those that are ordered, or else its wildcard.
+    async fn acme(&self) -> Value {
+        let target = Target { json: false, ..self.target.clone() };
+        let Ok(client) = target.client() else { return Value::Null };
+        let asked = client.ask(Method::GET, &["v1", "acme"], &[], Some(LIVE_MAX)).await;
+        let Ok(answer) = asked else { return Value::Null };
+        let wildcard = self.host.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+        let names = answer.body["names"].as_array().into_iter().flatten();
+        let of = |wanted: &str| names.clone().find(|is| is["name"] == *wanted).cloned();
+        let found = of(&self.host).or_else(|| of(wildcard.as_deref()?));
+        found.unwrap_or_default()
     }
 
     async fn live(&self) -> Live {
@@ -213,7 +228,14 @@ impl Explain {
 }
 
 impl Explanation {
-    fn of(host: &str, route: &Route, config: &Config, limits: LimitsPart, live: Live) -> Self {
+    fn of(
+        host: &str,
+        route: &Route,
+        config: &Config,
+        limits: LimitsPart,
+        live: Live,
+        acme: Value,
+    ) -> Self {
         let plan = route.plan(host);
         let names = route.host.captures().iter().cloned();
         let values = route.host.values(host).unwrap_or_default();
@@ -258,6 +280,7 @@ impl Explanation {
             image: plan.spec.image,
             live,
             live_error,
+            acme,
             now,
         }
     }
@@ -288,12 +311,30 @@ impl Explanation {
             ("awake", format!("at least {} after a wake", self.idle.min_awake)),
             ("upstream", self.upstream.clone()),
             ("access", self.access.in_words()),
-            ("now", self.now.clone()),
         ]);
+        lines.extend(acme_in_words(&self.acme).map(|text| ("acme", text)));
+        lines.extend([("now", self.now.clone())]);
         let lines: Vec<_> =
             lines.iter().map(|(word, text)| format!("{word:<9} {}", plain(text))).collect();
         lines.join("\n")
     }
+}
+
+/// `a.test, valid until 2027-01-01T00:00:00Z; …`.
+fn acme_in_words(acme: &Value) -> Option<String> {
+    let text = |key: &str| acme[key].as_str().unwrap_or_default();
+    acme.as_object()?;
+    let certificate = match text("certificate") {
+        "missing" => "no certificate yet".to_owned(),
+        state => format!("{state} until {}", text("not_after")),
+    };
+    let next = match text("phase") {
+        "ordered" => "its order is under way".to_owned(),
+        "failed" => format!("may be asked for again at {}", text("next_order")),
+        _ => format!("ordered again at {}", text("next_order")),
+    };
+    let error = acme["error"].as_str().map(|error| format!("; failed: {error}"));
+    Some(format!("{}, {certificate}; {next}{}", text("name"), error.unwrap_or_default()))
 }
 
 impl AccessPart {

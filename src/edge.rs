@@ -64,6 +64,8 @@ use crate::{
     metrics::METRICS,
     record::{Access, AccessLog},
     route::RouteTable,
+    session::Generation,
+};
 use access::Entered;
 use early::Early;
 use framing::{HeadLimits, Refusal};

@@ -100,7 +100,7 @@ async fn decide(
         is_secure: client::is_https(downstream),
         is_upgrade: is_upgrade || head.method == Method::CONNECT,
         address: client::address(downstream),
-        certificate: None,
+        certificate: client::certificate(downstream),
     };
     if target.route.recipe.access.is_open() {
         let decision = door.decide(&target.route, &request, &Carried::default()).await;

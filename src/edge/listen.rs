@@ -134,7 +134,6 @@ pub(super) struct Connection {
     /// The canonical name that its TLS handshake asked for.
     pub(super) server_name: Option<Box<str>>,
     /// The certificate that the client has shown, checked by `client_ca`.
-    #[expect(dead_code, reason = "[access] mtls reads it")]
     pub(super) certificate: Option<CertificateDer<'static>>,
     /// A lease that was taken at the handshake, for the first request.
     early: Mutex<Option<Early>>,

@@ -17,6 +17,7 @@ use super::{
     Fleet, Origin,
     capacity::{Need, Place},
     gate::Gate,
+    turnstile::Turnstile,
 };
 use crate::{
     engine::Life,
@@ -68,7 +69,7 @@ pub(super) struct Core {
     /// The engine reported a change while it was busy with this session: look when it is done.
     pub(super) look_again: bool,
     /// Those who were held for this life are still being let in.
-    pub(super) crowded: bool,
+    pub(super) crowd: Option<Turnstile>,
     /// Taken out of the fleet: look it up again.
     pub(super) evicted: bool,
 }
@@ -157,7 +158,7 @@ impl Cell {
                 last_error: None,
                 history: VecDeque::new(),
                 look_again: false,
-                crowded: false,
+                crowd: None,
                 evicted: false,
             }),
         }

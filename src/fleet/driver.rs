@@ -210,7 +210,7 @@ impl Wake {
                 if let Effect::Open(endpoint) = effect {
                     let turnstile = Turnstile::new();
                     self.let_in(turnstile.clone());
-                    core.crowded = true;
+                    core.crowd = Some(turnstile.clone());
                     let outcome = Outcome::Open(endpoint.clone(), times, turnstile);
                     self.cell.gate.send_replace(Gate { generation, outcome });
                 }
@@ -225,7 +225,9 @@ impl Wake {
         self.cell.fleet.tasks.spawn(async move {
             turnstile.open_up().await;
             let mut core = cell.lock();
-            core.crowded &= core.machine.generation() != generation;
+            if core.machine.generation() == generation {
+                core.crowd = None;
+            }
         });
     }
 

@@ -16,7 +16,7 @@ use super::{
     cell::{Cell, Core},
     gate::{Gate, Passed},
     held::HeldPlace,
-    turnstile::Turn,
+    turnstile::{Turn, Turnstile},
 };
 use crate::{
     metrics::METRICS,
@@ -139,9 +139,14 @@ impl Lease {
                 return Attempt::Gone;
             }
             let awake = matches!(core.machine.state(), State::Awake { .. } | State::Idle { .. });
-            let at_once = awake && !core.crowded;
+            let turn = core.crowd.as_ref().and_then(Turnstile::try_enter);
+            let at_once = awake && (core.crowd.is_none() || turn.is_some());
             if at_once || (!awake && caller.asker == Asker::Ignored) {
-                return Attempt::Done(Self::admit(cell, core, None, caller, now, out));
+                let mut leased = Self::admit(cell, core, None, caller, now, out);
+                if let Ok(lease) = &mut leased {
+                    lease.turn = turn;
+                }
+                return Attempt::Done(leased);
             }
             let wakes = core.machine.would_wake(caller.asker, now);
             let held = match fleet.find_held_place(core, caller, wakes) {
@@ -168,7 +173,7 @@ impl Lease {
     ) -> Result<Self, Refusal> {
         let (generation, endpoint) = match core.machine.acquire(caller.asker, now, out) {
             // The gate is open, and the turnstile behind it is still used.
-            Admission::Ready(endpoint) if core.crowded => (endpoint.generation, None),
+            Admission::Ready(endpoint) if place.is_some() => (endpoint.generation, None),
             Admission::Ready(endpoint) => (endpoint.generation, Some(endpoint)),
             Admission::Wait(generation) => (generation, None),
             Admission::Refuse(refusal) => return Err(Refusal::of_machine(refusal, now)),

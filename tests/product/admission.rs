@@ -114,7 +114,7 @@ async fn a_static_path_is_answered_by_the_edge_and_wakes_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_ignored_wakes_nobody_and_keeps_nobody_awake() {
     let more = "[wake.ignore]\nagents = [\"Googlebot\", \"kube-probe/*\"]\npaths = [\"/metrics\"]\n\
-                [idle]\nafter = \"3s\"\nmin_awake = \"0s\"\n";
+                [idle]\nafter = \"5s\"\nmin_awake = \"0s\"\n";
     let quiet = witnessed("", "[wake.ignore]\nagents = [\"bot\"]\nstatus = 204\n")
         .replace("{session}.test", "{session}.quiet.test");
     let mut edge = Setup::new().route("demo", &witnessed("", more)).route("quiet", &quiet).start();
@@ -363,8 +363,10 @@ async fn another_clients_wake_does_not_wait_behind_a_flood_of_one() {
     let all = starts(&edge);
     let at = all.iter().position(|host| host == "other.test").expect("it was started");
     println!("{before} of {FLOOD} had started when it came, {at} when it was started");
-    assert!(before < FLOOD / 2, "this flood was none");
-    assert!(at - before < FLOOD / 10, "it waited for {} others", at - before);
+    let waiting = FLOOD - before;
+    assert!(100 <= waiting, "this flood was none");
+    // One in its turn, and those that were started while the request was on its way.
+    assert!(at - before < waiting / 3, "it waited for {} others", at - before);
     drop(flood);
     edge.announce("wake failed");
 }

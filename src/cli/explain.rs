@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    route::{Protocol, Route, RouteTable, canonical_host},
+    route::{ClientTls, Protocol, Route, RouteTable, WakeOn, canonical_host},
     session::{Plan, Probe},
 };
 
@@ -56,6 +56,7 @@ struct Explanation {
     ready: String,
     wake: WakePart,
     idle: IdlePart,
+    https: String,
     upstream: String,
     /// The session as the running edge has it; `null` when it has none, or cannot be reached.
     live: Value,
@@ -180,6 +181,7 @@ impl Explanation {
                 sleep: sleep.collect(),
                 min_awake: format_duration(policy.min_awake).to_string(),
             },
+            https: https(route),
             upstream: upstream(route, &plan),
             image: plan.spec.image,
             live,
@@ -211,6 +213,7 @@ impl Explanation {
             ("held", format!("at most {} requests while it wakes", self.wake.held_max)),
             ("sleeps", rungs.join(", then ")),
             ("awake", format!("at least {} after a wake", self.idle.min_awake)),
+            ("https", self.https.clone()),
             ("upstream", self.upstream.clone()),
             ("now", self.now.clone()),
         ]);
@@ -229,6 +232,21 @@ fn ready(probe: &Probe) -> String {
         Probe::Http { path, status: None } => format!("when GET {path} answers below 500"),
         Probe::Engine => "when its engine says that it is healthy".to_owned(),
     }
+}
+
+/// What a client is told about HTTPS, and what it may wake by it.
+fn https(route: &Route) -> String {
+    let ClientTls { redirect, hsts } = &route.recipe.client_tls;
+    let plain = if *redirect { "plain HTTP is redirected" } else { "plain HTTP is served, too" };
+    let hsts = hsts.as_ref().and_then(|hsts| hsts.to_str().ok());
+    let mut text = plain.to_owned();
+    if let Some(hsts) = hsts {
+        text += &format!("; Strict-Transport-Security: {hsts}");
+    }
+    if route.recipe.wake_on == WakeOn::Sni {
+        text += "; wakes at the TLS handshake";
+    }
+    text
 }
 
 fn upstream(route: &Route, plan: &Plan) -> String {

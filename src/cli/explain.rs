@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::Config,
     route::{
-        Protocol, RateText, Route, RouteTable,
+        ClientTls, Protocol, RateText, Route, RouteTable, WakeOn,
         access::{Access, Origin},
         canonical_host,
     },
@@ -61,6 +61,7 @@ struct Explanation {
     wake: WakePart,
     limits: LimitsPart,
     idle: IdlePart,
+    https: String,
     upstream: String,
     access: AccessPart,
     /// The session as the running edge has it; `null` when it has none, or cannot be reached.
@@ -275,6 +276,7 @@ impl Explanation {
                 sleep: sleep.collect(),
                 min_awake: format_duration(policy.min_awake).to_string(),
             },
+            https: https(route),
             upstream: upstream(route, &plan),
             access: AccessPart::of(&route.recipe.access),
             image: plan.spec.image,
@@ -309,6 +311,7 @@ impl Explanation {
             ("limits", self.limits.in_words(&self.engine.name)),
             ("sleeps", rungs.join(", then ")),
             ("awake", format!("at least {} after a wake", self.idle.min_awake)),
+            ("https", self.https.clone()),
             ("upstream", self.upstream.clone()),
             ("access", self.access.in_words()),
         ]);
@@ -371,6 +374,21 @@ fn ready(probe: &Probe) -> String {
         Probe::Http { path, status: None } => format!("when GET {path} answers below 500"),
         Probe::Engine => "when its engine says that it is healthy".to_owned(),
     }
+}
+
+/// What a client is told about HTTPS, and what it may wake by it.
+fn https(route: &Route) -> String {
+    let ClientTls { redirect, hsts } = &route.recipe.client_tls;
+    let plain = if *redirect { "plain HTTP is redirected" } else { "plain HTTP is served, too" };
+    let hsts = hsts.as_ref().and_then(|hsts| hsts.to_str().ok());
+    let mut text = plain.to_owned();
+    if let Some(hsts) = hsts {
+        text += &format!("; Strict-Transport-Security: {hsts}");
+    }
+    if route.recipe.wake_on == WakeOn::Sni {
+        text += "; wakes at the TLS handshake";
+    }
+    text
 }
 
 fn upstream(route: &Route, plan: &Plan) -> String {

@@ -126,18 +126,24 @@ impl Entrances {
         entrance: &Entrance,
         mut stream: Stream,
         place: &mut Place,
-        mut address: Option<IpAddr>,
+        address: Option<IpAddr>,
         local: Option<IpAddr>,
     ) -> Result<Arrival, &'static str> {
-        if entrance.proxy_protocol {
+        let peer = if entrance.proxy_protocol {
             if !address.is_some_and(|address| self.trusted.contain(address)) {
                 return Err("untrusted_proxy");
             }
             let said = proxy_protocol::read(&mut stream).await;
             let said = said.map_err(|error| failed("proxy_header", address, &error))?;
-            address = said.or(address);
-        }
-        let peer = Peer::new(address, &self.trusted);
+            match said {
+                Some(client) => Peer::new(Some(client), &self.trusted),
+                // A proxy of connections adds nothing to requests: what is in them is no word of
+                // its own.
+                None => Peer::untrusted(address),
+            }
+        } else {
+            Peer::new(address, &self.trusted)
+        };
         // Before the handshake, which costs more than all else here.
         if !has_room(place, &peer) {
             return Err("client_full");

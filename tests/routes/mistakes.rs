@@ -273,6 +273,15 @@ fn what_has_the_right_shape_may_still_be_wrong() {
             "3:26: `connection` cannot be set; it belongs to one connection, or says where a message ends",
         ),
         ("upstream.set_headers = { a = \"1\", A = \"2\" }", "3:26: this header stands here twice"),
+        (
+            "tls.hsts = { max_age = \"1d\", include_subdomains = true, preload = true }",
+            "3:68: `preload` needs `include_subdomains` and a year of `max_age`",
+        ),
+        (
+            "tls.hsts = 180",
+            "3:12: invalid type: integer `180`, expected a duration such as \"30s\", \"15m\" or \"2h\", or { max_age = \"365d\", … }",
+        ),
+        ("wake.on = \"hello\"", "3:11: unknown value `hello`; known: `request`, `sni`"),
         ("upstream.tls = { sni = \"a b\" }", "3:24: `a b` is no host name"),
         (
             "upstream.tls = { verfy = true }",

@@ -277,6 +277,32 @@ redirect_port = 0
 }
 
 #[test]
+fn a_limit_of_http_beyond_what_can_be_is_told() {
+    let text = r#"
+[limits]
+headers = 300
+head = "2MiB"
+[http2]
+streams = 0
+connection_window = "1KiB"
+stream_window = "4GiB"
+[timeouts]
+client_write = "0s"
+"#;
+    let expected = [
+        "dormouse.toml:3:11: `headers` is at most 256",
+        "dormouse.toml:4:8: `head` is from 1 KiB to 1 MiB",
+        "dormouse.toml:6:11: `streams` starts at 1",
+        "dormouse.toml:7:21: `connection_window` is at least 65535 bytes",
+        "dormouse.toml:8:17: `stream_window` is at most 2147483647 bytes",
+        "dormouse.toml:10:16: `client_write` must be more than nothing",
+    ];
+    assert_eq!(errors(text), expected);
+    let expected = ["dormouse.toml:2:7: `uri` is part of the head, and so at most `limits.head`"];
+    assert_eq!(errors("[limits]\nuri = \"128KiB\""), expected);
+}
+
+#[test]
 fn beyond_loopback_the_admin_api_needs_a_token() {
     parse("listen.admin = \"[::1]:9900\"").unwrap();
     parse("listen.admin = \"0.0.0.0:9900\"\nadmin.token_file = \"token\"").unwrap();

@@ -19,11 +19,11 @@ use super::{
 use crate::{
     config::Config,
     route::{
-        Protocol, Route, RouteTable,
+        Protocol, RateText, Route, RouteTable,
         access::{Access, Origin},
         canonical_host,
     },
-    session::{Plan, Probe},
+    session::{Plan, Probe, RouteLimits},
 };
 
 /// An edge that runs answers within this; one that does not is not waited for.
@@ -59,6 +59,7 @@ struct Explanation {
     image: Option<String>,
     ready: String,
     wake: WakePart,
+    limits: LimitsPart,
     idle: IdlePart,
     upstream: String,
     access: AccessPart,
@@ -87,6 +88,53 @@ struct EnginePart {
 struct WakePart {
     timeout: String,
     held_max: u32,
+}
+
+/// What is in the session's way before it may wake.
+#[derive(Serialize)]
+struct LimitsPart {
+    /// `unlimited`, or a rate.
+    wakes_per_client: String,
+    /// Of the whole route: `unlimited`, or a rate.
+    wakes: String,
+    /// Of the whole route; `null` for as many as the edge holds.
+    held: Option<u32>,
+    /// Of the whole route.
+    running: Option<u32>,
+    /// Of the engine.
+    engine_running: Option<u32>,
+    when_full: &'static str,
+    /// Instances of the route that are awake, waking or stopping; `null` where no edge says so.
+    running_now: Option<u64>,
+}
+
+impl LimitsPart {
+    fn of(route: &Route, config: &Config, running_now: Option<u64>) -> Self {
+        let recipe = &route.recipe;
+        let RouteLimits { held, running, when_full } = recipe.limits;
+        Self {
+            wakes_per_client: config.limits.wakes_per_client.to_string(),
+            wakes: RateText(recipe.wakes).to_string(),
+            held,
+            running,
+            engine_running: config.running.get(&*recipe.engine).copied(),
+            when_full: when_full.as_str(),
+            running_now,
+        }
+    }
+
+    fn in_words(&self, engine: &str) -> String {
+        let mut parts =
+            vec![format!("wakes {} a client, {} the route", self.wakes_per_client, self.wakes)];
+        parts.extend(self.held.map(|held| format!("{held} held of the route")));
+        parts.extend(self.running.map(|most| format!("{most} running of the route")));
+        parts.extend(self.engine_running.map(|most| format!("{most} running on {engine}")));
+        if self.running.or(self.engine_running).is_some() {
+            parts.push(format!("when full: {}", self.when_full));
+        }
+        parts.extend(self.running_now.map(|now| format!("{now} of the route run now")));
+        parts.join("; ")
+    }
 }
 
 #[derive(Serialize)]
@@ -129,8 +177,19 @@ impl Explain {
             return Err(no_route(&self.host, &config, &table));
         };
         let live = self.live().await;
-        let explanation = Explanation::of(&self.host, route, &config, live);
+        let running = self.running(&route.name).await;
+        let limits = LimitsPart::of(route, &config, running);
+        let explanation = Explanation::of(&self.host, route, &config, limits, live);
         if self.target.json { print_json(&explanation) } else { print(&explanation.in_words()) }
+    }
+
+    /// How many instances of the route run, where an edge says so.
+    async fn running(&self, route: &str) -> Option<u64> {
+        let client = Target { json: false, ..self.target.clone() }.client().ok()?;
+        let answer =
+            client.ask(Method::GET, &["v1", "sessions"], &[("limit", "0")], Some(LIVE_MAX));
+        let routes = answer.await.ok()?.body.get("running")?.get("routes")?.clone();
+        Some(routes.get(route).and_then(Value::as_u64).unwrap_or(0))
     }
 
     async fn live(&self) -> Live {
@@ -154,7 +213,7 @@ impl Explain {
 }
 
 impl Explanation {
-    fn of(host: &str, route: &Route, config: &Config, live: Live) -> Self {
+    fn of(host: &str, route: &Route, config: &Config, limits: LimitsPart, live: Live) -> Self {
         let plan = route.plan(host);
         let names = route.host.captures().iter().cloned();
         let values = route.host.values(host).unwrap_or_default();
@@ -189,6 +248,7 @@ impl Explanation {
                 timeout: format_duration(policy.wake_timeout).to_string(),
                 held_max: policy.held_max,
             },
+            limits,
             idle: IdlePart {
                 sleep: sleep.collect(),
                 min_awake: format_duration(policy.min_awake).to_string(),
@@ -223,6 +283,7 @@ impl Explanation {
         lines.extend([
             ("ready", format!("{}, within {}", self.ready, self.wake.timeout)),
             ("held", format!("at most {} requests while it wakes", self.wake.held_max)),
+            ("limits", self.limits.in_words(&self.engine.name)),
             ("sleeps", rungs.join(", then ")),
             ("awake", format!("at least {} after a wake", self.idle.min_awake)),
             ("upstream", self.upstream.clone()),

@@ -155,7 +155,8 @@ fn a_listed_host_has_a_certificate_by_tls_alpn_01_and_shows_it() {
     let leaf = shake(&edge, &pebble, "a.test").expect("a handshake that the client trusts");
     let file = fs::read(certificate(&edge, "a.test")).expect("a certificate");
     assert_eq!(leaf, CertificateDer::from_pem_slice(&file).expect("a certificate"));
-    assert_eq!(edge.metric(&["handshakes_total", "challenge"]), 1.0);
+    // Pebble looks from several places.
+    assert!(1.0 <= edge.metric(&["handshakes_total", "challenge"]));
     assert_eq!(edge.starts("a.test"), 0);
 }
 

@@ -73,7 +73,8 @@ async fn check_reads_what_access_rests_on_and_explain_says_who_may_enter() {
     write(folder.path(), "routes/users", "");
     dormouse(folder.path(), &["check"]).await.code(DONE);
     let explained = dormouse(folder.path(), &["explain", "alice.localhost"]).await.code(DONE);
-    explained.says("access    link or basic; refused otherwise, and nothing wakes; WebSockets from");
+    explained
+        .says("access    link or basic; refused otherwise, and nothing wakes; WebSockets from");
     write(folder.path(), "routes/demo.toml", ROUTE);
     let explained = dormouse(folder.path(), &["explain", "alice.localhost"]).await.code(DONE);
     explained.says("access    open: everybody may enter; WebSockets from the session's own pages");

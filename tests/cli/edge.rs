@@ -37,6 +37,39 @@ async fn wake_and_sleep_say_what_became_of_it() {
 }
 
 #[tokio::test]
+async fn links_are_made_and_taken_back() {
+    let bed = Bed::new().await;
+    let link = ["link", "http://Alice.localhost:8080/a?b=1", "--expires", "2h", "--user", "al"];
+    let refused = ask(&bed, &link).await.code(REFUSED);
+    refused.complains("takes no links: add link = true");
+    let route = format!("{}[access]\nlink = true\n", crate::admin_bed::ROUTE);
+    fs::write(bed.route_file("demo.toml"), route).unwrap();
+    ask(&bed, &["reload"]).await.code(DONE);
+    let made = ask(&bed, &link).await.code(DONE);
+    made.says("http://Alice.localhost:8080/a?b=1&dormouse=dm1l.own.");
+    let id = made.err.split_once("link ").and_then(|(_, rest)| rest.split_once(':')).unwrap().0;
+    ask(&bed, &["link", "revoke", id]).await.code(DONE).says("is revoked");
+    ask(&bed, &["link", "revoke", "--key", "own"])
+        .await
+        .code(DONE)
+        .says("all links of the key own");
+    ask(&bed, &link).await.code(REFUSED).complains("the key `own` was revoked");
+    ask(&bed, &["link", "revoke", "--key", "x"]).await.code(UNKNOWN).complains("no key is called");
+    ask(&bed, &["link", "bob.example", "--expires", "1h"]).await.code(UNKNOWN);
+    for wrong in [
+        &["link", ALICE][..],
+        &["link", ALICE, "--expires", "soon"],
+        &["link", ALICE, "--expires", "31d"],
+        &["link", "revoke"],
+        &["link", "revoke", "../x"],
+        &["link", "ftp://alice.localhost/", "--expires", "1h"],
+    ] {
+        ask(&bed, wrong).await.code(USAGE);
+    }
+    assert!(bed.engine.calls().is_empty(), "a link wakes nobody");
+}
+
+#[tokio::test]
 async fn without_waiting_wake_comes_back_at_once() {
     let bed = Bed::new().await;
     bed.engine.hang();

@@ -141,7 +141,7 @@ fn what_has_the_right_shape_may_still_be_wrong() {
         ),
         (
             "limits.when_full = \"evict\"",
-            "3:20: unknown value `evict`; did you mean `evict_idle`? known: `refuse`, `evict_idle`",
+            "3:20: unknown value `evict`; known: `refuse`, `evict_idle`",
         ),
         (
             "wake.ignore.agents = [\"a\", \"*\"]",
@@ -159,7 +159,7 @@ fn what_has_the_right_shape_may_still_be_wrong() {
             "static.\"/a?b\" = { body = \"\" }",
             "3:8: `/a?b` is no path; expected `/` and what follows it, percent-encoded, without `?`",
         ),
-        ("static.\"/x\" = { file = \"none.txt\" }", "3:23: none.txt: there is no such file"),
+        ("static.\"/x\" = { file = \"none.txt\" }", "3:24: none.txt: there is no such file"),
         (
             "static.\"/x\" = { body = \"\", file = \"x\" }",
             "3:27: either `body` or `file`, not both",

@@ -96,7 +96,8 @@ impl Check<'_> {
         }
         let unused =
             there.iter().find(|policy| !clauses.iter().flatten().any(|used| used == *policy));
-        if let Some(unused) = unused {
+        // An empty clause is the mistake then.
+        if let Some(unused) = unused.filter(|_| clauses.iter().all(|any| !any.is_empty())) {
             let wrong = format!("`{}` is set up, but nothing requires it", unused.as_str());
             self.found.value(&path, wrong).hint = Some("name it here, or take it away".into());
         }

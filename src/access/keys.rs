@@ -53,7 +53,7 @@ impl Keys {
         self.keys.get(id)
     }
 
-    #[cfg(test)]
+    /// These, and the one that signs.
     pub(super) fn of<'k>(
         current: &str,
         keys: impl IntoIterator<Item = (&'k str, &'k [u8])>,

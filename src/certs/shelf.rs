@@ -1,6 +1,7 @@
 //! Which certificate a name gets. Made anew by every reload, and never changed.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::Arc,
@@ -27,7 +28,7 @@ impl Shelf {
     pub(super) fn new(folders: Vec<Vec<Arc<Pair>>>, errors: Vec<RouteError>) -> Self {
         let mut shelf = Self { errors, ..Self::default() };
         for mut pairs in folders {
-            pairs.sort_by_key(|pair| std::cmp::Reverse(pair.not_after));
+            pairs.sort_by_key(|pair| Reverse(pair.not_after));
             for pair in pairs {
                 shelf.add(&pair);
                 shelf.pairs.insert(pair.file.clone(), pair);

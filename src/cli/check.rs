@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::exit::{Failure, Outcome, print, print_json, remark, short};
 use crate::{
     access::{check_files, check_keys},
+    acme,
     admin::Token,
     certs::{Certs, Pair},
     config::{Config, Listen},
@@ -85,6 +86,10 @@ fn load_all(config: Option<&Path>) -> Result<Files, Vec<RouteError>> {
             message: wrong,
             hint: Some("it is a client_ca".into()),
         });
+    }
+    if let Some(Err(wrong)) = config.acme.as_ref().map(acme::check) {
+        let file = config.file.clone().unwrap_or_default();
+        errors.push(RouteError { file, at: None, message: format!("[acme]: {wrong}"), hint: None });
     }
     let certs = Certs::load(config.cert_folders());
     errors.extend(certs.errors());

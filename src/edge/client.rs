@@ -24,6 +24,11 @@ impl Peer {
         Self { address, trusted: is_trusted.then(|| Arc::clone(trusted)) }
     }
 
+    /// One whose headers are the word of somebody behind it, whoever that is.
+    pub(super) fn untrusted(address: Option<IpAddr>) -> Self {
+        Self { address: address.map(|address| address.to_canonical()), trusted: None }
+    }
+
     /// Whether it may speak for others.
     pub(super) fn is_trusted(&self) -> bool {
         self.trusted.is_some()
@@ -65,4 +70,10 @@ pub(super) fn is_https(downstream: &Downstream) -> bool {
 /// The peer of a request's connection.
 pub(super) fn peer(downstream: &Downstream) -> Option<&Peer> {
     Connection::of(downstream.digest()).map(|connection| &connection.peer)
+}
+
+/// The certificate that the client has shown and the listener has accepted: the leaf's DER.
+pub(super) fn certificate(downstream: &Downstream) -> Option<&[u8]> {
+    let connection = Connection::of(downstream.digest())?;
+    connection.certificate.as_ref().map(|certificate| certificate.as_ref())
 }

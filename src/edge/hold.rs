@@ -59,6 +59,10 @@ async fn watch_hangup(socket: RawFd) -> io::Result<()> {
 /// Pingora.
 #[expect(unsafe_code, reason = "Pingora gives the number of a request's socket, not the socket")]
 pub(super) fn duplicate(socket: RawFd) -> io::Result<OwnedFd> {
+    if socket < 0 {
+        // One that we dialled ourselves (`dial`): Pingora has no number for it.
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     // SAFETY: the request owns the socket, and we are called within its hook.
     let borrowed = unsafe { BorrowedFd::borrow_raw(socket) };
     borrowed.try_clone_to_owned()

@@ -467,6 +467,10 @@ impl ProxyHttp for Edge {
         _: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        // One that we dialled ourselves, for an upgrade, has no number. Where Pingora carries the
+        // upgraded stream (the instance speaks TLS), the client's own socket ends it.
+        let own = ctx.connection.as_ref().filter(|_| socket < 0 && ctx.manner.is_upgrade());
+        let socket = own.map_or(socket, |connection| connection.socket);
         ctx.entered.cut_when_over(socket, &self.tunnels);
         if reused {
             return Ok(());

@@ -97,11 +97,6 @@ impl Setup {
     }
 
     pub(crate) fn start(self) -> Edge {
-        self.start_with(&[])
-    }
-
-    /// With these files in its folder.
-    pub(crate) fn start_with(self, files: &[(&str, &str)]) -> Edge {
         let dir = tempfile::tempdir().expect("a folder");
         let (http, https) = self.ports.unwrap_or_else(|| (free_port(), free_port()));
         let admin = free_port();
@@ -119,9 +114,6 @@ impl Setup {
         let toml = format!("{listen}{engines}{limits}{toml}");
         fs::write(dir.path().join("dormouse.toml"), toml).expect("dormouse.toml");
         fs::create_dir(dir.path().join("routes")).expect("routes");
-        for (name, content) in files {
-            fs::write(dir.path().join(name), content).expect("a file");
-        }
         let (log, readers, announced) = (Arc::default(), Mutex::default(), Vec::new());
         let mut edge = Edge { dir, http, https, admin, child: None, log, readers, announced };
         for (name, toml) in &self.routes {

@@ -106,7 +106,7 @@ impl Tls {
         self
     }
 
-    fn showing(mut self, minted: &Minted) -> Self {
+    pub(crate) fn showing(mut self, minted: &Minted) -> Self {
         self.shows = Some((minted.certificate.clone(), minted.key.clone()));
         self
     }

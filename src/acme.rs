@@ -101,6 +101,13 @@ pub struct NameView {
     pub error: Option<String>,
 }
 
+/// Whether the files that `[acme]` names can be used. Asks nobody, and writes nothing.
+pub fn check(config: &config::Acme) -> Result<(), Error> {
+    config.dns.as_ref().map(Dns::new).transpose()?;
+    Wire::new(config.ca_file.as_deref())?;
+    Ok(())
+}
+
 impl Acme {
     /// Makes its folder in the `state` folder, if it is not there; orders nothing before [`Acme::run`].
     pub fn open(

@@ -6,6 +6,7 @@
 
 mod certs;
 mod guard;
+mod links;
 mod listen;
 mod problem;
 mod sessions;
@@ -40,11 +41,13 @@ pub use {
 };
 
 use crate::{
+    access::Door,
     acme::{Acme, NameView},
     certs::Certs,
     fleet::Fleet,
     metrics::METRICS,
     route::{Route, RouteError, RouteTable},
+    session::RouteLimits,
 };
 use problem::Problem;
 
@@ -92,6 +95,8 @@ impl ReloadReport {
 pub struct Admin {
     /// The sessions.
     pub fleet: Arc<Fleet>,
+    /// Who may enter.
+    pub door: Arc<Door>,
     /// The routes that are live.
     pub table: Arc<ArcSwap<RouteTable>>,
     /// The certificates that are served.
@@ -144,6 +149,9 @@ impl Admin {
             .route("/v1/sessions/{host}", get(sessions::one))
             .route("/v1/sessions/{host}/wake", post(sessions::wake))
             .route("/v1/sessions/{host}/sleep", post(sessions::sleep))
+            .route("/v1/sessions/{host}/links", post(links::make))
+            .route("/v1/links/{id}/revoke", post(links::revoke))
+            .route("/v1/links/keys/{id}/revoke", post(links::revoke_key))
             .route("/v1/routes", get(routes))
             .route("/v1/certs", get(certs::list))
             .route("/v1/acme", get(acme))
@@ -179,7 +187,20 @@ struct RouteView {
     host: String,
     engine: String,
     file: String,
+    access: String,
     policy: PolicyView,
+    limits: LimitsView,
+}
+
+/// What the sessions of a route may take together; `null` where only the edge's limits count.
+#[derive(Serialize)]
+struct LimitsView {
+    wakes: Option<String>,
+    held: Option<u32>,
+    running: Option<u32>,
+    when_full: &'static str,
+    /// How many instances are awake, waking or stopping.
+    running_now: usize,
 }
 
 #[derive(Serialize)]
@@ -197,7 +218,10 @@ struct RungView {
 }
 
 impl RouteView {
-    fn of(route: &Route) -> Self {
+    fn of(route: &Route, running_now: usize) -> Self {
+        let RouteLimits { held, running, when_full } = route.recipe.limits;
+        let wakes = route.recipe.wakes.map(|rate| rate.to_string());
+        let when_full = when_full.as_str();
         let policy = &route.recipe.policy;
         let sleep = policy.ladder.iter().map(|rung| RungView {
             after: format_duration(rung.after).to_string(),
@@ -208,18 +232,23 @@ impl RouteView {
             host: route.host.as_str().to_owned(),
             engine: route.recipe.engine.to_string(),
             file: route.file.display().to_string(),
+            access: route.recipe.access.in_words(),
             policy: PolicyView {
                 sleep: sleep.collect(),
                 min_awake: format_duration(policy.min_awake).to_string(),
                 wake_timeout: format_duration(policy.wake_timeout).to_string(),
                 held_max: policy.held_max,
             },
+            limits: LimitsView { wakes, held, running, when_full, running_now },
         }
     }
 }
 
 async fn routes(State(shared): State<Arc<Shared>>) -> Json<RoutesAnswer> {
-    let routes = shared.admin.table.load().iter().map(|route| RouteView::of(route)).collect();
+    let running = shared.admin.fleet.running().routes;
+    let view =
+        |route: &Arc<Route>| RouteView::of(route, running.get(&*route.name).copied().unwrap_or(0));
+    let routes = shared.admin.table.load().iter().map(view).collect();
     Json(RoutesAnswer { routes, errors: shared.admin.errors.load().to_vec() })
 }
 
@@ -262,7 +291,7 @@ async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>,
 }
 
 async fn no_such_path() -> Problem {
-    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/routes, \
+    let detail = "the admin API has /healthz, /readyz, /metrics, /v1/sessions, /v1/links, /v1/routes, \
                   /v1/certs, /v1/acme and /v1/reload";
     Problem::new(StatusCode::NOT_FOUND, "no_such_path", "No such path", detail)
 }

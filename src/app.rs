@@ -30,11 +30,12 @@ use pingora::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    access::{Door, check_files},
     acme::Acme,
     admin::{Admin, Guard, Token},
     certs::{Certs, DEV_FOLDER, is_cert_file},
     config::{AdminAddress, Config, Entrance},
-    edge::{Connections, Edge, Entrances, Listener, Unseen, http2_options},
+    edge::{Admission, Connections, Edge, Entrances, Listener, Unseen, http2_options},
     engine::Engine,
     fleet::{self, Fleet},
     record::AccessLog,
@@ -43,7 +44,7 @@ use crate::{
 };
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Expiry, Fleeting, Hangups, Ordering, Readiness};
+use services::{Administration, Doorkeeper, Expiry, Fleeting, Hangups, Ordering, Readiness};
 use signals::Signals;
 
 /// Connections to instances that are kept for a next request, in all.
@@ -87,21 +88,30 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     if table.is_empty() {
         tracing::warn!(folder = %config.paths.routes.display(), "there is no route yet");
     }
+    let errors = check_files(&table);
+    if !errors.is_empty() {
+        return Err(Error::Routes(errors));
+    }
+    let door = Door::open(&config.links, &config.paths.state).map_err(anyhow::Error::from)?;
     let table = Arc::new(ArcSwap::from_pointee(table));
     let fleet = build_fleet(&config, &table)?;
     let certs = Arc::new(load_certs(&config));
     let entrances = Entrances::new(&config, &certs).map_err(anyhow::Error::from)?;
-    let unseen = Unseen::new(Arc::clone(&table), Arc::clone(&fleet));
+    let admission = Arc::new(Admission::new(&config.limits));
+    let unseen = Unseen::new(Arc::clone(&table), Arc::clone(&fleet), Arc::clone(&admission));
     let acme = acme(&config, &table, &certs)?;
     let entrances = entrances.waking(unseen).ordering(acme.clone());
     let access_log = access_log(&config)?;
-    let reloader = Reloader::new(&config, &table, &fleet, &certs, access_log.clone());
+    let reloader = Reloader::new(&config, &table, &fleet, &door, &certs, access_log.clone());
     let (timeouts, limits) = (config.timeouts.clone(), &config.limits);
-    let edge = Edge::new(Arc::clone(&table), Arc::clone(&fleet), timeouts, limits)
+    let (shared, sessions) = (Arc::clone(&table), Arc::clone(&fleet));
+    let edge = Edge::new(shared, sessions, Arc::clone(&door), timeouts, limits)
+        .with_admission(admission)
         .with_redirect_port(config.redirect_port())
         .with_access_log(access_log.clone())
         .with_acme(acme.clone());
-    let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
+    let (most, per_client) = (config.limits.connections, config.limits.connections_per_client);
+    let connections = Arc::new(Connections::new(to_usize(most), to_usize(per_client)));
 
     let mut server = server(&config, &handover, upgrade)?;
     let signals = Signals {
@@ -126,7 +136,7 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
 
     let _watches = watches(&config, &reloader)?;
     let edge = edge_service(&server, &config, edge, connections, entrances);
-    let rooms = Rooms { table, fleet, acme };
+    let rooms = Rooms { table, fleet, door, acme };
     add_services(&mut server, &config, rooms, edge, reloader, guard);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     Ok(())
@@ -167,13 +177,14 @@ fn watches(config: &Config, reloader: &Arc<Reloader>) -> anyhow::Result<Vec<Watc
 struct Rooms {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
+    door: Arc<Door>,
     acme: Option<Arc<Acme>>,
 }
 
 fn add_services(
     server: &mut Server,
     config: &Config,
-    Rooms { table, fleet, acme }: Rooms,
+    Rooms { table, fleet, door, acme }: Rooms,
     edge: Service<Listener>,
     reloader: Arc<Reloader>,
     guard: Guard,
@@ -202,7 +213,9 @@ fn add_services(
     server.add_service(background_service("certificates", Expiry(Arc::clone(&certs))));
     let hangups = Hangups(Arc::clone(&reloader));
     let reload: crate::admin::Reload = Arc::new(move || reloader.reload());
-    let admin = Admin { fleet, table, certs, reload, errors, ready, guard, acme };
+    let doorkeeper = Doorkeeper(Arc::clone(&door));
+    server.add_service(background_service("access", doorkeeper));
+    let admin = Admin { fleet, door, table, certs, reload, errors, ready, guard, acme };
     let address = config.listen.admin.clone();
     server.add_service(background_service("admin", Administration { admin, address }));
     server.add_service(background_service("hangups", hangups));
@@ -234,6 +247,11 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
     let limits = fleet::Limits {
         held: to_usize(config.limits.held),
         sessions: to_usize(config.limits.sessions),
+        running: config
+            .running
+            .iter()
+            .map(|(engine, limit)| (engine.as_str().into(), to_usize(*limit)))
+            .collect(),
     };
     let table = Arc::clone(table);
     let planner = move |host: &str| table.load().lookup(host).map(|route| route.plan(host));

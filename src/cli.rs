@@ -8,6 +8,7 @@ mod check;
 mod client;
 mod exit;
 mod explain;
+mod link;
 mod reload;
 mod run;
 mod sessions;
@@ -59,6 +60,7 @@ enum Command {
     Sessions(sessions::Sessions),
     Wake(sessions::Wake),
     Sleep(sessions::Sleep),
+    Link(link::Link),
     Reload(reload::Reload),
     Cert(cert::Cert),
     Schema(PrintSchema),
@@ -114,6 +116,7 @@ fn run(command: Command) -> Outcome {
         Command::Sessions(sessions) => ask(sessions.run()),
         Command::Wake(wake) => ask(wake.run()),
         Command::Sleep(sleep) => ask(sleep.run()),
+        Command::Link(link) => ask(link.run()),
         Command::Reload(reload) => ask(reload.run()),
         Command::Cert(cert) => cert.run(),
         Command::Schema(PrintSchema { kind: SchemaKind::Dormouse }) => {

@@ -53,12 +53,16 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// How to end.
     pub shutdown: Shutdown,
+    /// Signed links.
+    pub links: Links,
     /// The access log's file, or `-` for standard output.
     pub access_log: Option<PathBuf>,
     /// Certificates that come by themselves; `None`: they do not.
     pub acme: Option<Acme>,
     /// What runs the instances, by name.
     pub engines: BTreeMap<String, EngineConfig>,
+    /// The most instances at once, of the engines that have such a limit.
+    pub running: BTreeMap<String, u32>,
 }
 
 /// `[listen]`.
@@ -131,6 +135,24 @@ pub struct Paths {
     pub certs: PathBuf,
     /// What Dormouse itself keeps.
     pub state: PathBuf,
+}
+
+/// `[links]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Links {
+    /// The files of the keys, by id.
+    pub keys: BTreeMap<String, PathBuf>,
+    /// The id of the one that signs; `None` where none is configured.
+    pub current: Option<String>,
+    /// The longest that a link may count.
+    pub expires_max: Duration,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        let expires_max = Duration::from_secs(30 * 24 * 60 * 60);
+        Self { keys: BTreeMap::new(), current: None, expires_max }
+    }
 }
 
 /// `[engines.NAME]`.

@@ -1,20 +1,26 @@
-//! The edge: Pingora's hooks, each a few lines. A request's path is `request_filter` (route) →
-//! `upstream_peer` (lease, hold) → `upstream_request_filter` → the instance → `response_filter`;
+//! The edge: Pingora's hooks, each a few lines. A request's path is `request_filter` (route, local
+//! answers) → `upstream_peer` (admission, lease, hold) → `upstream_request_filter` → the instance → `response_filter`;
 //! dropping [`Ctx`] gives the lease back, for a WebSocket when the socket closes.
 //!
 //! It must not know engines.
 
+mod access;
+mod admit;
 mod arrive;
 mod client;
 mod connections;
 mod dial;
 mod early;
 mod forwarded;
+mod frames;
 mod framing;
+#[doc(hidden)]
+pub mod fuzz;
 mod headers;
 mod hold;
 mod inlet;
 mod listen;
+mod local;
 mod pace;
 mod peer;
 mod proxy_protocol;
@@ -43,6 +49,7 @@ use pingora::{
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+pub use admit::Admission;
 pub use arrive::Entrances;
 pub use connections::Connections;
 pub use early::Unseen;
@@ -50,14 +57,16 @@ pub use listen::{Listener, http2_options};
 pub use tls::TlsError;
 
 use crate::{
+    access::Door,
     acme::Acme,
     config::{Limits, Timeouts},
     fleet::{Fleet, Held, Lease, Verdict},
     metrics::METRICS,
     record::{Access, AccessLog},
     route::RouteTable,
-    session::{Generation, machine::Asker},
+    session::Generation,
 };
+use access::Entered;
 use early::Early;
 use framing::{HeadLimits, Refusal};
 use headers::RequestId;
@@ -66,7 +75,7 @@ use pace::{AveragePace, BodyRate};
 use peer::Manner;
 use respond::Answer;
 use target::Target;
-use tunnel::Takeover;
+use tunnel::{Ending, Takeover};
 
 /// How often one request may try to connect.
 const CONNECTS_MAX: u32 = 3;
@@ -78,7 +87,9 @@ const TOO_LATE: ErrorType = ErrorType::Custom("its life was over before it was c
 pub struct Edge {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
+    door: Arc<Door>,
     timeouts: Timeouts,
+    admission: Arc<Admission>,
     limits: HeadLimits,
     body_rate: BodyRate,
     redirect_port: u16,
@@ -88,10 +99,11 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Serves the sessions of `table` from `fleet`.
+    /// Serves the sessions of `table` from `fleet` to whomever `door` lets in.
     pub fn new(
         table: Arc<ArcSwap<RouteTable>>,
         fleet: Arc<Fleet>,
+        door: Arc<Door>,
         timeouts: Timeouts,
         limits: &Limits,
     ) -> Self {
@@ -99,7 +111,9 @@ impl Edge {
         Self {
             table,
             fleet,
+            door,
             timeouts,
+            admission: Arc::new(Admission::new(limits)),
             limits: HeadLimits::new(limits),
             body_rate,
             redirect_port: 443,
@@ -113,6 +127,13 @@ impl Edge {
     #[must_use]
     pub fn with_acme(mut self, acme: Option<Arc<Acme>>) -> Self {
         self.acme = acme;
+        self
+    }
+
+    /// Wakes are counted with those that others begin.
+    #[must_use]
+    pub fn with_admission(mut self, admission: Arc<Admission>) -> Self {
+        self.admission = admission;
         self
     }
 
@@ -130,19 +151,30 @@ impl Edge {
         self
     }
 
-    /// What is answered before anybody wakes, and whom the request is for otherwise.
-    fn before_wake(&self, downstream: &Downstream, ctx: &mut Ctx) -> Result<(), Answer> {
+    /// What is done before anybody wakes, in this order: the redirect to HTTPS, what the route
+    /// answers by itself, access. Whether the request was answered.
+    async fn before_wake(
+        &self,
+        downstream: &mut Downstream,
+        ctx: &mut Ctx,
+    ) -> Result<bool, access::Closed> {
         if let Some(answer) = ctx.answer {
-            return Err(answer);
+            return Err(answer.into());
         }
-        let target = ctx.target.insert(Target::of(downstream, &self.table)?);
+        let target = Arc::clone(ctx.target.insert(Target::of(downstream, &self.table)?));
         if let Some(acme) = &self.acme {
             acme.want(&target.host);
         }
         if target.route.recipe.client_tls.redirect && !client::is_https(downstream) {
-            return Err(Answer::ToHttps(self.redirect_port));
+            return Err(Answer::ToHttps(self.redirect_port).into());
         }
-        Ok(())
+        let answered = local::answer(downstream, &target, ctx.id.as_str()).await;
+        if answered.map_err(|_| Answer::ClientLeft)? {
+            return Ok(true);
+        }
+        let is_upgrade = ctx.manner.is_upgrade();
+        ctx.entered = access::enter(&self.door, downstream, &target, is_upgrade).await?;
+        Ok(false)
     }
 
     /// What the request is refused for before it is looked at.
@@ -167,17 +199,18 @@ impl Edge {
         ctx: &mut Ctx,
     ) -> Result<Box<HttpPeer>, Answer> {
         let target = ctx.target.clone().ok_or(Answer::Internal)?;
-        let Target { host, route, .. } = &*target;
         if let Some(failed) = ctx.connect_failed.take() {
             self.after_failed_connect(ctx, failed).await?;
         }
-        let early = ctx.early.take().and_then(|early| early.for_host(host));
+        let early = ctx.early.take().and_then(|early| early.for_host(&target.host));
         let lease = match ctx.lease.take().or(early) {
             Some(lease) => lease,
-            None => self
-                .fleet
-                .acquire(host, Asker::Client, || route.plan(host))
-                .map_err(Answer::Refused)?,
+            None => {
+                let asker = admit::asker(downstream, &target.route);
+                let origin = admit::origin(downstream);
+                let Target { host, route, .. } = &*target;
+                self.admission.lease(&self.fleet, host, route, asker, origin)?
+            }
         };
         // In `ctx` while it waits, so that whatever ends the request gives it back.
         let lease = ctx.lease.insert(lease);
@@ -187,9 +220,14 @@ impl Edge {
         ctx.connect_began = Some(Instant::now());
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
+        let Target { host, route, .. } = &*target;
         let (tls, takeover) = (route.tls(host), ctx.takeover.clone());
-        peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts)
-            .map_err(|_| Answer::Internal)
+        let peer = peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts);
+        let mut peer = peer.map_err(|_| Answer::Internal)?;
+        if let Some(grant) = ctx.entered.grant() {
+            peer::set_apart(&mut peer, grant.number());
+        }
+        Ok(peer)
     }
 
     /// A refused connection is a reason to ask the engine, not to give the instance up.
@@ -218,6 +256,7 @@ pub struct Ctx {
     began: Instant,
     id: RequestId,
     target: Option<Arc<Target>>,
+    entered: Entered,
     manner: Manner,
     takeover: Option<Arc<Takeover>>,
     lease: Option<Lease>,
@@ -269,7 +308,7 @@ impl Ctx {
     }
 
     /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
-    fn take_over(&mut self, tunnels: &TaskTracker) {
+    fn take_over(&mut self, tunnels: &TaskTracker, is_websocket: bool) {
         if let Some(connection) = self.connection.as_ref().filter(|_| self.manner.is_upgrade()) {
             connection.heads.upgrade();
         }
@@ -281,7 +320,9 @@ impl Ctx {
             return;
         };
         if let Some(lease) = self.lease.take() {
-            tunnels.spawn(takeover.begin(lease));
+            let grant = self.entered.grant().cloned();
+            let ending = grant.map(|grant| Ending::new(grant, is_websocket));
+            tunnels.spawn(takeover.begin(lease, ending));
             // A connection is upgraded once.
             let _ = connection.takeover.set(takeover);
         }
@@ -311,6 +352,7 @@ impl ProxyHttp for Edge {
             began: Instant::now(),
             id: RequestId::none(),
             target: None,
+            entered: Entered::default(),
             manner: Manner::default(),
             takeover: None,
             lease: None,
@@ -350,7 +392,10 @@ impl ProxyHttp for Edge {
             // Of what goes by HTTP/1, and of the connection, the inlet's stream knows more.
             downstream.set_write_timeout(Some(self.timeouts.client_write));
         }
-        if downstream.get_keepalive().is_some() {
+        if ctx.manner.is_upgrade() {
+            // Whoever answers it: what the client may have sent behind it is no request.
+            downstream.set_keepalive(None);
+        } else if downstream.get_keepalive().is_some() {
             downstream.set_keepalive(Some(self.timeouts.client_idle.as_secs().max(1)));
         }
         ctx.id = RequestId::of(&downstream.req_header().headers);
@@ -365,15 +410,17 @@ impl ProxyHttp for Edge {
             respond::challenge(downstream, file, ctx.id.as_str()).await?;
             return Ok(true);
         }
-        match self.before_wake(downstream, ctx) {
-            Ok(()) => Ok(false),
-            Err(answer) => {
+        match self.before_wake(downstream, ctx).await {
+            Ok(answered) => Ok(answered),
+            Err(access::Closed { answer, headers }) => {
                 ctx.answer = Some(answer);
                 match answer {
                     Answer::ToHttps(_) => METRICS.redirected.inc(),
+                    Answer::Exchanged => {}
                     _ => METRICS.refused.with_label_values(&[answer.reason()]).inc(),
                 }
-                respond::send(downstream, answer, ctx.id.as_str(), ctx.target.as_deref()).await?;
+                let (id, target) = (ctx.id.as_str(), ctx.target.as_deref());
+                respond::send_with(downstream, answer, id, target, headers).await?;
                 Ok(true)
             }
         }
@@ -416,10 +463,11 @@ impl ProxyHttp for Edge {
         _: &mut Downstream,
         reused: bool,
         _: &HttpPeer,
-        _: std::os::unix::io::RawFd,
+        socket: std::os::unix::io::RawFd,
         _: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        ctx.entered.cut_when_over(socket, &self.tunnels);
         if reused {
             return Ok(());
         }
@@ -464,6 +512,7 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         let Some(target) = &ctx.target else { return Ok(()) };
         target.forwarding.say(downstream, upstream)?;
+        ctx.entered.tell(&target.route.recipe.access, upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
         if let Some(codings) = framing::inner_codings(&downstream.req_header().headers) {
@@ -497,10 +546,8 @@ impl ProxyHttp for Edge {
             headers::server_timing(answer, held, ctx.connect_took)?;
         }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-            ctx.take_over(&self.tunnels);
-        } else if ctx.manner.is_upgrade() {
-            // What the client may have sent behind it is no request.
-            downstream.set_keepalive(None);
+            ctx.entered.select(answer)?;
+            ctx.take_over(&self.tunnels, headers::is_websocket(downstream.req_header()));
         }
         Ok(())
     }
@@ -526,7 +573,8 @@ impl ProxyHttp for Edge {
         error: &Error,
         ctx: &mut Ctx,
     ) -> FailToProxy {
-        let answer = ctx.answer.unwrap_or_else(|| answer_to(error, ctx));
+        let ended = || ctx.entered.is_over().then_some(Answer::AccessEnded);
+        let answer = ctx.answer.or_else(ended).unwrap_or_else(|| answer_to(error, ctx));
         ctx.answer = Some(answer);
         METRICS.refused.with_label_values(&[answer.reason()]).inc();
         let session = ctx.target.as_ref().map_or("", |target| &*target.host);

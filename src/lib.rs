@@ -26,6 +26,8 @@ pub mod fleet;
 
 pub mod edge;
 
+pub mod access;
+
 pub mod route;
 
 pub mod certs;

@@ -4,10 +4,14 @@
 //! to run that session. Nothing here wakes, dials or answers anybody, and nothing here knows how
 //! an engine does its work.
 
+pub mod access;
+mod admit;
 mod check;
 pub(crate) mod file;
 mod host;
 mod load;
+mod local;
+mod rate;
 mod recipe;
 pub(crate) mod source;
 mod table;
@@ -24,6 +28,8 @@ pub use {
     file::{Protocol, WakeOn},
     host::{HostPattern, canonical_host},
     load::{is_route_file, load_dir},
+    local::{Ignore, StaticAnswer},
+    rate::{Rate, RateText},
     recipe::Recipe,
     source::{Position, RouteError},
     table::{Clash, RouteTable},
@@ -106,6 +112,7 @@ impl Route {
             route: self.name.clone(),
             engine: recipe.engine.clone(),
             policy: recipe.policy.clone(),
+            limits: recipe.limits,
             probe,
             tls: self.tls(host),
             spec,
@@ -122,14 +129,20 @@ impl Route {
         Some(UpstreamTls { verify: *verify, sni })
     }
 
+    /// What is answered for a path without any session.
+    pub fn static_answer(&self, path: &str) -> Option<&StaticAnswer> {
+        self.recipe.statics.get(path)
+    }
+
     /// Whether its instances speak TLS.
     pub fn speaks_tls(&self) -> bool {
         self.recipe.tls.is_some()
     }
 
-    /// Whether a wake may begin before a request is seen: whoever may connect may also ask.
+    /// Whether a wake may begin before a request is seen: whoever may connect from an address may
+    /// also ask. Which addresses says [`access::Access::admits_address`].
     pub fn may_wake_unseen(&self) -> bool {
-        true
+        self.recipe.access.is_of_address()
     }
 
     /// The headers to set on every request to the instance of `host`, over the client's own, named as
@@ -144,6 +157,11 @@ impl Route {
             };
             Some((header.spelled.clone(), value))
         })
+    }
+
+    /// A template of `[access]`, for `host`.
+    pub(crate) fn render(&self, host: &str, text: &str) -> String {
+        self.fill(text, &self.values(host), &[])
     }
 
     fn values<'h>(&self, host: &'h str) -> Vec<&'h str> {

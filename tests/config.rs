@@ -277,6 +277,32 @@ redirect_port = 0
 }
 
 #[test]
+fn a_limit_of_http_beyond_what_can_be_is_told() {
+    let text = r#"
+[limits]
+headers = 300
+head = "2MiB"
+[http2]
+streams = 0
+connection_window = "1KiB"
+stream_window = "4GiB"
+[timeouts]
+client_write = "0s"
+"#;
+    let expected = [
+        "dormouse.toml:3:11: `headers` is at most 256",
+        "dormouse.toml:4:8: `head` is from 1 KiB to 1 MiB",
+        "dormouse.toml:6:11: `streams` starts at 1",
+        "dormouse.toml:7:21: `connection_window` is at least 65535 bytes",
+        "dormouse.toml:8:17: `stream_window` is at most 2147483647 bytes",
+        "dormouse.toml:10:16: `client_write` must be more than nothing",
+    ];
+    assert_eq!(errors(text), expected);
+    let expected = ["dormouse.toml:2:7: `uri` is part of the head, and so at most `limits.head`"];
+    assert_eq!(errors("[limits]\nuri = \"128KiB\""), expected);
+}
+
+#[test]
 fn beyond_loopback_the_admin_api_needs_a_token() {
     parse("listen.admin = \"[::1]:9900\"").unwrap();
     parse("listen.admin = \"0.0.0.0:9900\"\nadmin.token_file = \"token\"").unwrap();
@@ -424,4 +450,46 @@ proptest! {
             prop_assert!(error.at.is_none_or(|at| at.line >= 1 && at.column >= 1));
         }
     }
+}
+
+#[test]
+fn acme_means_what_it_says() {
+    let text = "listen.https = [\"127.0.0.1:443\"]\n[acme]\ndirectory = \"staging\"\n\
+                contact = [\"ops@a.test\"]\nhosts = [\"*.a.test\"]\nca_file = \"ca.pem\"\n\
+                dns_hook = [\"txt\", \"{action}\", \"{name}={value}\"]\n";
+    let config = parse(text).unwrap();
+    let acme = config.acme.as_ref().unwrap();
+    assert_eq!(acme.directory, "https://acme-staging-v02.api.letsencrypt.org/directory");
+    assert_eq!(acme.contact, ["mailto:ops@a.test"]);
+    assert_eq!(acme.ca_file.as_deref(), Some(Path::new("/etc/dormouse/ca.pem")));
+    assert_eq!((acme.on_demand, acme.retry), (None, Duration::from_secs(300)));
+    let folders = config.cert_folders();
+    assert_eq!(folders.len(), 2);
+    let server = "/etc/dormouse/state/acme/acme-staging-v02.api.letsencrypt.org-67f27506";
+    assert_eq!(folders[1], Path::new(server).join("certs"));
+    assert!(parse("").unwrap().acme.is_none());
+}
+
+#[test]
+fn acme_says_what_is_wrong_and_where() {
+    let with = |more: &str| errors(&format!("listen.https = [\"[::1]:443\"]\n[acme]\n{more}\n"));
+    let cases = [
+        ("directory = \"http://a.test/\"", "3:13: not an ACME directory; expected \"production\""),
+        ("contact = [\"mailto:a@b.test\"]", "3:12: not a mail address; expected ops@example.com"),
+        ("hosts = [\"a.test\", \"A.test\"]", "3:20: `A.test` can have no certificate; expected"),
+        ("hosts = [\"a.test\", \"a.test\"]", "3:20: `a.test` stands here twice"),
+        ("hosts = [\"*.a.test\"]", "3:10: a wildcard needs dns-01, and that a way into DNS; set"),
+        ("challenge = \"dns-01\"", "3:13: dns-01 needs a way into DNS; set acme.dns_hook or"),
+        ("on_demand_rate = 0", "3:18: `on_demand_rate` starts at 1"),
+        ("retry = \"0s\"", "3:9: `retry` must be more than nothing"),
+        ("dns_hook = [\"x\"]", "3:12: the command is not told what to do; its arguments need"),
+        ("dns_hook = []", "3:12: no command"),
+    ];
+    for (text, says) in cases {
+        let errors = with(text);
+        assert_eq!(errors.len(), 1, "{text}: {errors:?}");
+        assert!(errors[0].starts_with(&format!("dormouse.toml:{says}")), "{text}: {errors:?}");
+    }
+    let without = errors("[acme]\nhosts = [\"a.test\"]\n");
+    assert!(without[0].contains("nobody would be shown the certificates"), "{without:?}");
 }

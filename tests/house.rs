@@ -55,6 +55,12 @@ const HOUSE: &[Rule] = &[
     ),
     rule("schema", &["config", "route"], ROUTE_NEVER, "schema knows the shapes of the files alone"),
     rule(
+        "access",
+        &["route", "config"],
+        &["pingora", "bollard", "procfs", "notify", "axum"],
+        "access knows what routes ask for: no proxy, no fleet, no engine",
+    ),
+    rule(
         "engine",
         &["session"],
         &["pingora", "notify", "axum"],
@@ -68,13 +74,13 @@ const HOUSE: &[Rule] = &[
     ),
     rule(
         "edge",
-        &["session", "acme", "certs", "config", "route", "fleet", "record", "metrics"],
+        &["session", "access", "acme", "certs", "config", "route", "fleet", "record", "metrics"],
         &["bollard", "procfs", "notify"],
         "edge never knows an engine: it borrows a session from the fleet",
     ),
     rule(
         "admin",
-        &["session", "acme", "certs", "route", "fleet", "metrics"],
+        &["session", "access", "acme", "certs", "route", "fleet", "metrics"],
         &["pingora", "bollard", "procfs", "notify"],
         "admin asks the fleet and the routes; it knows no engine and no proxy",
     ),
@@ -220,6 +226,8 @@ fn a_broken_rule_is_seen() {
         ("fleet/driver", "use crate::engine::{Engine, docker::Docker};"),
         ("fleet", "use crate::route::Route;"),
         ("edge/ctx", "fn f(e: &dyn crate::engine::Engine) {}"),
+        ("access/link", "use crate::fleet::Fleet;"),
+        ("access", "use pingora::proxy::Session;"),
         ("admin", "use pingora_proxy::Session;"),
         ("demo", "use crate::session::Depth;"),
         ("attic", ""),

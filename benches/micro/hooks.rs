@@ -11,7 +11,8 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use divan::Bencher;
 use dormouse::{
-    config::{Limits, Timeouts},
+    access::Door,
+    config::{Limits, Links, Timeouts},
     edge::{Connections, Edge, Listener},
     session::Address,
 };
@@ -85,10 +86,11 @@ impl Bed {
             instant::wake(&fleet, "h1.desk.example.com", || plan(Duration::from_secs(3600))).await;
             fleet
         });
+        let door = Door::open(&Links::default(), self.folder.path()).expect("a door");
         let limits = Limits::default();
-        let edge = Edge::new(table, fleet, Timeouts::default(), &limits);
+        let edge = Edge::new(table, fleet, door, Timeouts::default(), &limits);
         let proxy = http_proxy(&conf(), edge);
-        let connections = Arc::new(Connections::new(10));
+        let connections = Arc::new(Connections::new(10, 10));
         Arc::new(Listener::new(proxy, connections, &limits, &Timeouts::default()))
     }
 

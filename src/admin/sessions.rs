@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Shared, problem::Problem};
 use crate::{
-    fleet::{Held, SessionView},
+    fleet::{Held, Running, SessionView},
     route::canonical_host,
     session::{
         Depth,
@@ -27,7 +27,7 @@ const LIST_DEFAULT: usize = 1000;
 /// A bound on the memory that one answer takes.
 const LIST_MAX: usize = 10_000;
 
-type Asked<T> = Result<Query<T>, QueryRejection>;
+pub(super) type Asked<T> = Result<Query<T>, QueryRejection>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +41,8 @@ pub(super) struct ListAnswer {
     sessions: Vec<SessionView>,
     /// How many there are, with those that `limit` left out.
     total: usize,
+    /// How many instances are awake, waking or stopping.
+    running: Running,
 }
 
 pub(super) async fn list(
@@ -56,7 +58,8 @@ pub(super) async fn list(
     sessions.retain(|session| state.as_deref().is_none_or(|state| state == session.state));
     let total = sessions.len();
     sessions.truncate(limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX));
-    Ok(Json(ListAnswer { sessions, total }))
+    let running = shared.admin.fleet.running();
+    Ok(Json(ListAnswer { sessions, total, running }))
 }
 
 pub(super) async fn one(
@@ -192,12 +195,12 @@ impl Shared {
     }
 }
 
-fn canonical(host: &str) -> Result<String, Problem> {
+pub(super) fn canonical(host: &str) -> Result<String, Problem> {
     let canonical = canonical_host(host).map(|host| host.into_owned());
     canonical.ok_or_else(|| Problem::bad_request(format!("`{host}` cannot be a host")))
 }
 
-fn asked<T>(query: Asked<T>) -> Result<T, Problem> {
+pub(super) fn asked<T>(query: Asked<T>) -> Result<T, Problem> {
     query.map(|Query(query)| query).map_err(|error| Problem::bad_request(error.body_text()))
 }
 

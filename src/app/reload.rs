@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 
 use crate::{
+    access::{Door, check_files},
     admin::ReloadReport,
     certs::Certs,
     config::Config,
@@ -20,6 +21,7 @@ pub(super) struct Reloader {
     config: Arc<Config>,
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
+    door: Arc<Door>,
     pub(super) certs: Arc<Certs>,
     /// What is wrong with the files as they were last read.
     pub(super) errors: Arc<ArcSwap<Vec<RouteError>>>,
@@ -32,14 +34,15 @@ impl Reloader {
         config: &Arc<Config>,
         table: &Arc<ArcSwap<RouteTable>>,
         fleet: &Arc<Fleet>,
+        door: &Arc<Door>,
         certs: &Arc<Certs>,
         access_log: Option<Arc<AccessLog>>,
     ) -> Arc<Self> {
         count(&table.load(), &[]);
         let (errors, one_at_a_time) = (Arc::default(), Mutex::new(()));
         let (config, table) = (Arc::clone(config), Arc::clone(table));
-        let (fleet, certs) = (Arc::clone(fleet), Arc::clone(certs));
-        Arc::new(Self { config, table, fleet, certs, errors, access_log, one_at_a_time })
+        let (fleet, door, certs) = (Arc::clone(fleet), Arc::clone(door), Arc::clone(certs));
+        Arc::new(Self { config, table, fleet, door, certs, errors, access_log, one_at_a_time })
     }
 
     /// SIGHUP: all files, and the access log, which may have been moved away.
@@ -67,7 +70,10 @@ impl Reloader {
     pub(super) fn reload_routes(&self) -> Result<ReloadReport, Vec<RouteError>> {
         let _one = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
         let read = load_dir(&self.config.paths.routes, &self.config.engine_kinds());
-        let result = read.map(|new| self.swap(new));
+        let result = read.and_then(|new| match check_files(&new) {
+            errors if errors.is_empty() => Ok(self.swap(new)),
+            errors => Err(errors),
+        });
         let errors = result.as_ref().err().cloned().unwrap_or_default();
         count(&self.table.load(), &errors);
         METRICS.reloads.with_label_values(&[if errors.is_empty() { "ok" } else { "failed" }]).inc();
@@ -83,6 +89,7 @@ impl Reloader {
         let report = ReloadReport::between(&self.table.load(), &new);
         let changes = report.added.len() + report.changed.len() + report.removed.len();
         if 0 < changes {
+            self.door.keep(&new);
             self.table.store(Arc::new(new));
             self.fleet.replan();
             let ReloadReport { routes, added, changed, removed, .. } = &report;

@@ -18,6 +18,7 @@ use tokio::{net::TcpStream, signal::unix::SignalKind, time::sleep};
 
 use super::{reload::Reloader, signals};
 use crate::{
+    access::Door,
     acme::Acme,
     admin::{Admin, Listener},
     certs::Certs,
@@ -94,6 +95,19 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
         _ => {}
     }
     address
+}
+
+/// Looks again at what access rests on.
+pub(super) struct Doorkeeper(pub(super) Arc<Door>);
+
+#[async_trait]
+impl BackgroundService for Doorkeeper {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        tokio::select! {
+            () = self.0.run() => {}
+            _ = shutdown.changed() => {}
+        }
+    }
 }
 
 /// Says once a day which certificates end soon, and keeps the metric that counts their days.

@@ -11,6 +11,8 @@ use serde::Serialize;
 
 use super::exit::{Failure, Outcome, print, print_json, remark, short};
 use crate::{
+    access::{check_files, check_keys},
+    acme,
     admin::Token,
     certs::{Certs, Pair},
     config::{Config, Listen},
@@ -61,9 +63,12 @@ pub(super) fn load(config: Option<&Path>) -> Result<(Config, RouteTable), Vec<Ro
         let (message, hint) = (wrong.to_string(), "admin.token_file names it".to_owned());
         errors.push(RouteError { file: file.clone(), at: None, message, hint: Some(hint) });
     }
+    errors.extend(check_keys(&config.links));
     match load_dir(&config.paths.routes, &config.engine_kinds()) {
-        Ok(table) if errors.is_empty() => Ok((config, table)),
-        Ok(_) => Err(errors),
+        Ok(table) => {
+            errors.extend(check_files(&table));
+            if errors.is_empty() { Ok((config, table)) } else { Err(errors) }
+        }
         Err(more) => Err(errors.into_iter().chain(more).collect()),
     }
 }
@@ -81,6 +86,10 @@ fn load_all(config: Option<&Path>) -> Result<Files, Vec<RouteError>> {
             message: wrong,
             hint: Some("it is a client_ca".into()),
         });
+    }
+    if let Some(Err(wrong)) = config.acme.as_ref().map(acme::check) {
+        let file = config.file.clone().unwrap_or_default();
+        errors.push(RouteError { file, at: None, message: format!("[acme]: {wrong}"), hint: None });
     }
     let certs = Certs::load(config.cert_folders());
     errors.extend(certs.errors());

@@ -18,8 +18,12 @@ use super::{
 };
 use crate::{
     config::Config,
-    route::{ClientTls, Protocol, Route, RouteTable, WakeOn, canonical_host},
-    session::{Plan, Probe},
+    route::{
+        ClientTls, Protocol, RateText, Route, RouteTable, WakeOn,
+        access::{Access, Origin},
+        canonical_host,
+    },
+    session::{Plan, Probe, RouteLimits},
 };
 
 /// An edge that runs answers within this; one that does not is not waited for.
@@ -55,13 +59,17 @@ struct Explanation {
     image: Option<String>,
     ready: String,
     wake: WakePart,
+    limits: LimitsPart,
     idle: IdlePart,
     https: String,
     upstream: String,
+    access: AccessPart,
     /// The session as the running edge has it; `null` when it has none, or cannot be reached.
     live: Value,
     /// Why nothing is known of the running edge.
     live_error: Option<String>,
+    /// What the running edge orders of an ACME server for it; `null` when nothing.
+    acme: Value,
     /// What would happen to a request now.
     now: String,
 }
@@ -85,10 +93,65 @@ struct WakePart {
     held_max: u32,
 }
 
+/// What is in the session's way before it may wake.
+#[derive(Serialize)]
+struct LimitsPart {
+    /// `unlimited`, or a rate.
+    wakes_per_client: String,
+    /// Of the whole route: `unlimited`, or a rate.
+    wakes: String,
+    /// Of the whole route; `null` for as many as the edge holds.
+    held: Option<u32>,
+    /// Of the whole route.
+    running: Option<u32>,
+    /// Of the engine.
+    engine_running: Option<u32>,
+    when_full: &'static str,
+    /// Instances of the route that are awake, waking or stopping; `null` where no edge says so.
+    running_now: Option<u64>,
+}
+
+impl LimitsPart {
+    fn of(route: &Route, config: &Config, running_now: Option<u64>) -> Self {
+        let recipe = &route.recipe;
+        let RouteLimits { held, running, when_full } = recipe.limits;
+        Self {
+            wakes_per_client: config.limits.wakes_per_client.to_string(),
+            wakes: RateText(recipe.wakes).to_string(),
+            held,
+            running,
+            engine_running: config.running.get(&*recipe.engine).copied(),
+            when_full: when_full.as_str(),
+            running_now,
+        }
+    }
+
+    fn in_words(&self, engine: &str) -> String {
+        let mut parts =
+            vec![format!("wakes {} a client, {} the route", self.wakes_per_client, self.wakes)];
+        parts.extend(self.held.map(|held| format!("{held} held of the route")));
+        parts.extend(self.running.map(|most| format!("{most} running of the route")));
+        parts.extend(self.engine_running.map(|most| format!("{most} running on {engine}")));
+        if self.running.or(self.engine_running).is_some() {
+            parts.push(format!("when full: {}", self.when_full));
+        }
+        parts.extend(self.running_now.map(|now| format!("{now} of the route run now")));
+        parts.join("; ")
+    }
+}
+
 #[derive(Serialize)]
 struct IdlePart {
     sleep: Vec<RungPart>,
     min_awake: String,
+}
+
+/// Who may enter, before anything wakes.
+#[derive(Serialize)]
+struct AccessPart {
+    require: String,
+    origin: String,
+    end_open: bool,
 }
 
 #[derive(Serialize)]
@@ -116,9 +179,33 @@ impl Explain {
         let Some(route) = table.lookup(&self.host) else {
             return Err(no_route(&self.host, &config, &table));
         };
-        let live = self.live().await;
-        let explanation = Explanation::of(&self.host, route, &config, live);
+        let (live, acme) = tokio::join!(self.live(), self.acme());
+        let running = self.running(&route.name).await;
+        let limits = LimitsPart::of(route, &config, running);
+        let explanation = Explanation::of(&self.host, route, &config, limits, live, acme);
         if self.target.json { print_json(&explanation) } else { print(&explanation.in_words()) }
+    }
+
+    /// How many instances of the route run, where an edge says so.
+    async fn running(&self, route: &str) -> Option<u64> {
+        let client = Target { json: false, ..self.target.clone() }.client().ok()?;
+        let answer =
+            client.ask(Method::GET, &["v1", "sessions"], &[("limit", "0")], Some(LIVE_MAX));
+        let routes = answer.await.ok()?.body.get("running")?.get("routes")?.clone();
+        Some(routes.get(route).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// The host's own name among those that are ordered, or else its wildcard.
+    async fn acme(&self) -> Value {
+        let target = Target { json: false, ..self.target.clone() };
+        let Ok(client) = target.client() else { return Value::Null };
+        let asked = client.ask(Method::GET, &["v1", "acme"], &[], Some(LIVE_MAX)).await;
+        let Ok(answer) = asked else { return Value::Null };
+        let wildcard = self.host.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+        let names = answer.body["names"].as_array().into_iter().flatten();
+        let of = |wanted: &str| names.clone().find(|is| is["name"] == *wanted).cloned();
+        let found = of(&self.host).or_else(|| of(wildcard.as_deref()?));
+        found.unwrap_or_default()
     }
 
     async fn live(&self) -> Live {
@@ -142,7 +229,14 @@ impl Explain {
 }
 
 impl Explanation {
-    fn of(host: &str, route: &Route, config: &Config, live: Live) -> Self {
+    fn of(
+        host: &str,
+        route: &Route,
+        config: &Config,
+        limits: LimitsPart,
+        live: Live,
+        acme: Value,
+    ) -> Self {
         let plan = route.plan(host);
         let names = route.host.captures().iter().cloned();
         let values = route.host.values(host).unwrap_or_default();
@@ -177,15 +271,18 @@ impl Explanation {
                 timeout: format_duration(policy.wake_timeout).to_string(),
                 held_max: policy.held_max,
             },
+            limits,
             idle: IdlePart {
                 sleep: sleep.collect(),
                 min_awake: format_duration(policy.min_awake).to_string(),
             },
             https: https(route),
             upstream: upstream(route, &plan),
+            access: AccessPart::of(&route.recipe.access),
             image: plan.spec.image,
             live,
             live_error,
+            acme,
             now,
         }
     }
@@ -211,15 +308,60 @@ impl Explanation {
         lines.extend([
             ("ready", format!("{}, within {}", self.ready, self.wake.timeout)),
             ("held", format!("at most {} requests while it wakes", self.wake.held_max)),
+            ("limits", self.limits.in_words(&self.engine.name)),
             ("sleeps", rungs.join(", then ")),
             ("awake", format!("at least {} after a wake", self.idle.min_awake)),
             ("https", self.https.clone()),
             ("upstream", self.upstream.clone()),
-            ("now", self.now.clone()),
+            ("access", self.access.in_words()),
         ]);
+        lines.extend(acme_in_words(&self.acme).map(|text| ("acme", text)));
+        lines.extend([("now", self.now.clone())]);
         let lines: Vec<_> =
             lines.iter().map(|(word, text)| format!("{word:<9} {}", plain(text))).collect();
         lines.join("\n")
+    }
+}
+
+/// `a.test, valid until 2027-01-01T00:00:00Z; …`.
+fn acme_in_words(acme: &Value) -> Option<String> {
+    let text = |key: &str| acme[key].as_str().unwrap_or_default();
+    acme.as_object()?;
+    let certificate = match text("certificate") {
+        "missing" => "no certificate yet".to_owned(),
+        state => format!("{state} until {}", text("not_after")),
+    };
+    let next = match text("phase") {
+        "ordered" => "its order is under way".to_owned(),
+        "failed" => format!("may be asked for again at {}", text("next_order")),
+        _ => format!("ordered again at {}", text("next_order")),
+    };
+    let error = acme["error"].as_str().map(|error| format!("; failed: {error}"));
+    Some(format!("{}, {certificate}; {next}{}", text("name"), error.unwrap_or_default()))
+}
+
+impl AccessPart {
+    fn of(access: &Access) -> Self {
+        let origin = match &access.origin {
+            Origin::Same => "same".to_owned(),
+            Origin::Any => "any".to_owned(),
+            Origin::Listed(origins) => origins.join(", "),
+        };
+        Self { require: access.in_words(), origin, end_open: access.end_open }
+    }
+
+    fn in_words(&self) -> String {
+        let who = match self.require.as_str() {
+            "open" => "open: everybody may enter".to_owned(),
+            policies => format!("{policies}; refused otherwise, and nothing wakes"),
+        };
+        let pages = match self.origin.as_str() {
+            "same" => "the session's own pages",
+            "any" => "any page",
+            listed => &format!("the session's own pages and {listed}"),
+        };
+        let ends = if self.end_open { "; what is open ends with it" } else { "" };
+        format!("{who}{ends}; WebSockets from {pages}")
     }
 }
 

@@ -9,18 +9,20 @@ use std::{
 
 use super::{
     Admin, AdminAddress, ClientAuth, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
-    Entrance, Http2, Limits, Listen, Networks, Paths, Timeouts, acme,
-    file::{ConfigFile, EngineTable, KindWord},
+    Entrance, Http2, Limits, Links, Listen, Networks, Paths, Timeouts, acme,
+    file::{ConfigFile, EngineTable, KindWord, LinksTable},
     listen::{ClientAuthWord, Entry, HttpEntry, HttpsEntry, ListenTable},
 };
 use crate::route::{
     RouteError, is_name,
-    source::{Findings, Source},
+    source::{Findings, Source, suggest},
 };
 
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
 const OWNER: &str = "dormouse";
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// It stands in every token.
+const KEY_ID_MAX: usize = 32;
 /// What Pingora reads at most of a head.
 const HEADERS_MAX: u32 = 256;
 const HEAD_MAX: u64 = 1024 * 1024;
@@ -50,6 +52,7 @@ pub(super) fn parse(
         http2,
         timeouts,
         shutdown,
+        links,
         log,
         acme,
         engines,
@@ -61,7 +64,10 @@ pub(super) fn parse(
     check.limits(&limits);
     check.http2(&http2);
     check.timeouts(&timeouts);
-    let engines = check.engines(engines.unwrap_or_else(default_engines));
+    let links = check.links(links);
+    let engines = engines.unwrap_or_else(default_engines);
+    let running = check.running(&engines);
+    let engines = check.engines(engines);
     let acme = acme.map(|table| acme::check(table, &listen, check.base, &mut check.found));
     let admin = Admin { token_file: admin.token_file.map(|path| base.join(path)) };
     let paths = Paths {
@@ -85,9 +91,11 @@ pub(super) fn parse(
         http2,
         timeouts,
         shutdown,
+        links,
         access_log,
         acme,
         engines,
+        running,
     })
 }
 
@@ -188,6 +196,8 @@ impl Check<'_> {
             ("held", limits.held),
             ("starts", limits.starts),
             ("connections", limits.connections),
+            ("connections_per_client", limits.connections_per_client),
+            ("clients", limits.clients),
             ("sessions", limits.sessions),
             ("headers", limits.headers),
         ];
@@ -248,6 +258,47 @@ impl Check<'_> {
         for (key, _) in all.iter().filter(|(_, timeout)| timeout.is_zero()) {
             self.found.value(&["timeouts", key], format!("`{key}` must be more than nothing"));
         }
+    }
+
+    fn running(&mut self, tables: &BTreeMap<String, EngineTable>) -> BTreeMap<String, u32> {
+        let limited =
+            tables.iter().filter_map(|(name, table)| Some((name.clone(), table.running?)));
+        let limits: BTreeMap<_, _> = limited.collect();
+        for (name, _) in limits.iter().filter(|(_, limit)| **limit == 0) {
+            self.found.value(&["engines", name, "running"], "`running` starts at 1");
+        }
+        limits
+    }
+
+    fn links(&mut self, table: LinksTable) -> Links {
+        let LinksTable { keys, current, expires_max } = table;
+        for id in keys.keys() {
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+            if id.is_empty() || KEY_ID_MAX < id.len() || !id.bytes().all(is_plain) {
+                self.found.key(&["links", "keys", id], format!("`{id}` is no id of a key")).hint =
+                    Some("expected letters, digits, `_` and `-`, at most 32".into());
+            }
+        }
+        let known: Vec<&str> = keys.keys().map(String::as_str).collect();
+        match &current {
+            Some(current) if !keys.contains_key(current) => {
+                let wrong = format!("no key is called `{current}`");
+                self.found.value(&["links", "current"], wrong).hint =
+                    Some(suggest(current, &known));
+            }
+            None if 1 < keys.len() => {
+                let wrong = "nothing says which of the keys signs";
+                self.found.value(&["links", "keys"], wrong).hint =
+                    Some(format!("set links.current to one of {}", known.join(", ")));
+            }
+            Some(_) | None => {}
+        }
+        if expires_max.0.as_secs() == 0 {
+            self.found.value(&["links", "expires_max"], "`expires_max` is at least a second");
+        }
+        let current = current.or_else(|| keys.keys().next().cloned());
+        let keys = keys.into_iter().map(|(id, file)| (id, self.base.join(file))).collect();
+        Links { keys, current, expires_max: expires_max.0 }
     }
 
     fn engines(&mut self, tables: BTreeMap<String, EngineTable>) -> BTreeMap<String, EngineConfig> {

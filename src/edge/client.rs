@@ -71,3 +71,9 @@ pub(super) fn is_https(downstream: &Downstream) -> bool {
 pub(super) fn peer(downstream: &Downstream) -> Option<&Peer> {
     Connection::of(downstream.digest()).map(|connection| &connection.peer)
 }
+
+/// The certificate that the client has shown and the listener has accepted: the leaf's DER.
+pub(super) fn certificate(downstream: &Downstream) -> Option<&[u8]> {
+    let connection = Connection::of(downstream.digest())?;
+    connection.certificate.as_ref().map(|certificate| certificate.as_ref())
+}

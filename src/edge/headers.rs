@@ -203,6 +203,12 @@ pub(super) fn drop_underscored(request: &mut RequestHeader, all: bool) {
     }
 }
 
+/// Whether the upgrade is one to WebSocket.
+pub(super) fn is_websocket(request: &RequestHeader) -> bool {
+    let upgrade = request.headers.get(header::UPGRADE).map(HeaderValue::as_bytes);
+    upgrade.is_some_and(|upgrade| upgrade.eq_ignore_ascii_case(b"websocket"))
+}
+
 /// RFC 9110, 7.6.1: trailers may be asked for hop by hop; gRPC insists on it.
 pub(super) fn keep_trailers(
     downstream: &RequestHeader,

@@ -55,10 +55,15 @@ async fn watch_hangup(socket: RawFd) -> io::Result<()> {
     }
 }
 
-/// A descriptor of our own for the client's socket, so that it can be watched beside Pingora.
-#[expect(unsafe_code, reason = "Pingora gives the number of the client's socket, not the socket")]
-fn duplicate(socket: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: the request that is being held owns the socket, and we are called within its hook.
+/// A descriptor of our own for a request's socket, so that it can be watched, or ended, beside
+/// Pingora.
+#[expect(unsafe_code, reason = "Pingora gives the number of a request's socket, not the socket")]
+pub(super) fn duplicate(socket: RawFd) -> io::Result<OwnedFd> {
+    if socket < 0 {
+        // One that we dialled ourselves (`dial`): Pingora has no number for it.
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // SAFETY: the request owns the socket, and we are called within its hook.
     let borrowed = unsafe { BorrowedFd::borrow_raw(socket) };
     borrowed.try_clone_to_owned()
 }

@@ -28,6 +28,8 @@ use crate::config::{Limits, Timeouts};
 
 /// What a client may send behind an upgrade before it is granted.
 const EARLY_MAX: usize = 64 * 1024;
+/// What is read at once of a head that does not come in one piece, or that is a connection's first.
+const PIECE: usize = 1024;
 /// How long a client that was refused may take to read that, and how much it may send meanwhile.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_MAX: usize = 1024 * 1024;
@@ -152,6 +154,7 @@ impl Inlet {
         const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
         let until = self.until.unwrap_or_else(|| Instant::now() + self.head);
         while self.held.len() < buf.len() && PREFACE.starts_with(&self.held) {
+            self.held.reserve(PIECE);
             match timeout_at(until, stream.read_buf(&mut self.held)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => read?,
@@ -290,6 +293,7 @@ impl Inlet {
             if EARLY_MAX <= self.held.len() && self.framing.is_behind_upgrade() {
                 return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
             }
+            self.held.reserve(PIECE);
             if std::task::ready!(poll_read_buf(Pin::new(&mut *stream), cx, &mut self.held))? == 0 {
                 // What was begun is never finished.
                 self.held = BytesMut::new();

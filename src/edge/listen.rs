@@ -91,8 +91,8 @@ impl ServerApp for Listener {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let place = self.connections.enter()?;
-        let arrival = self.entrances.arrive(stream).await?;
+        let mut place = self.connections.enter()?;
+        let arrival = self.entrances.arrive(stream, &mut place).await?;
         let guarded = Box::new(Guarded::new(arrival, place, &self.terms));
         self.proxy.process_new(guarded, shutdown).await;
         None
@@ -134,7 +134,6 @@ pub(super) struct Connection {
     /// The canonical name that its TLS handshake asked for.
     pub(super) server_name: Option<Box<str>>,
     /// The certificate that the client has shown, checked by `client_ca`.
-    #[expect(dead_code, reason = "[access] mtls reads it")]
     pub(super) certificate: Option<CertificateDer<'static>>,
     /// A lease that was taken at the handshake, for the first request.
     early: Mutex<Option<Early>>,

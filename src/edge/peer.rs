@@ -104,6 +104,13 @@ pub(super) fn build(
     Ok(Box::new(peer))
 }
 
+/// Nobody else's requests go over the same HTTP/2 connection: it is cut when this access ends.
+pub(super) fn set_apart(peer: &mut HttpPeer, grant: u64) {
+    if peer.options.alpn == ALPN::H2 {
+        peer.group_key ^= mix(grant);
+    }
+}
+
 /// SplitMix64's finalizer: spreads every bit over all, one to one.
 fn mix(mut n: u64) -> u64 {
     n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

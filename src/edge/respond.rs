@@ -3,21 +3,28 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 use pingora::{Result, http::ResponseHeader, proxy::Session as Downstream};
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::{framing, headers, target::Target};
 use crate::{
+    access::{Flaw, Refusal as Closed},
     fleet::{HoldEnd, Phase, Refusal},
     metrics::METRICS,
+    route::StaticAnswer,
     session::Failure,
 };
 
 /// How long a body that nobody wants is taken in all, and how long each read of it may take.
 const LINGER_MAX: Duration = Duration::from_secs(30);
 const LINGER_READ_MAX: Duration = Duration::from_secs(5);
+
+/// When to ask again where no instance more may run: one of them must end first.
+const RUNNING_RETRY: Duration = Duration::from_secs(10);
+/// When a monitor or a crawler is told to ask again.
+const IGNORED_RETRY: Duration = Duration::from_secs(60);
 
 /// How a request ended without, or before, an answer of the instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +45,16 @@ pub(super) enum Answer {
     Unframed(framing::Refusal),
     /// The request's body came too slowly.
     BodyTimedOut,
+    /// The route ignores such requests, and the session is not awake.
+    Ignored(u16),
+    /// It may not enter.
+    Access(Closed),
+    /// What it came in by has ended.
+    AccessEnded,
+    /// Its link has become a cookie: it is to ask again.
+    Exchanged,
+    /// The service that decides sends it elsewhere, with this status.
+    Elsewhere(u16),
     /// The session was not leased.
     Refused(Refusal),
     /// The wake failed.
@@ -67,6 +84,12 @@ impl Answer {
     pub(super) fn status(self) -> u16 {
         match self {
             Self::ClientLeft => 0,
+            Self::Exchanged => 303,
+            Self::Elsewhere(status) => status,
+            Self::Access(Closed::Unknown { .. }) => 401,
+            Self::Access(Closed::Link(_) | Closed::NotAllowed | Closed::Origin) => 403,
+            Self::AccessEnded => 403,
+            Self::Access(Closed::Undecided) => 503,
             Self::ToHttps(_) => 308,
             Self::Misdirected => 421,
             Self::BadHost | Self::BadRequest => 400,
@@ -74,12 +97,18 @@ impl Answer {
             Self::NoSuchHost | Self::NoSuchChallenge | Self::Refused(Refusal::Retired) => 404,
             Self::WakeFailed(Failure::Retired, _) => 404,
             Self::BodyTimedOut => 408,
+            Self::Refused(Refusal::ClientRate(_) | Refusal::RouteRate(_)) => 429,
+            Self::Ignored(status) => status,
             Self::Internal => 500,
             Self::NotListening | Self::Broken => 502,
             Self::WakeFailed(Failure::EngineRefused | Failure::Died, _) => 502,
             Self::Refused(
                 Refusal::SessionFull
+                | Refusal::RouteFull
                 | Refusal::HeldFull
+                | Refusal::RouteRunning
+                | Refusal::EngineRunning
+                | Refusal::Asleep
                 | Refusal::SessionsFull
                 | Refusal::CoolingDown(_)
                 | Refusal::StopFailing(_)
@@ -103,8 +132,26 @@ impl Answer {
             Self::ToHttps(_) => "to_https",
             Self::Unframed(refusal) => refusal.reason(),
             Self::BodyTimedOut => "body_timeout",
+            Self::Access(Closed::Unknown { .. }) => "unauthorized",
+            Self::Access(Closed::Link(Flaw::Missing)) => "link_missing",
+            Self::Access(Closed::Link(Flaw::Wrong)) => "link_wrong",
+            Self::Access(Closed::Link(Flaw::Expired)) => "link_expired",
+            Self::Access(Closed::Link(Flaw::Revoked)) => "link_revoked",
+            Self::Access(Closed::Link(Flaw::Elsewhere)) => "link_elsewhere",
+            Self::Access(Closed::NotAllowed) => "not_allowed",
+            Self::Access(Closed::Origin) => "foreign_origin",
+            Self::Access(Closed::Undecided) => "access_undecided",
+            Self::AccessEnded => "access_ended",
+            Self::Exchanged => "link_exchanged",
+            Self::Elsewhere(_) => "elsewhere",
             Self::Refused(Refusal::SessionFull) => "session_full",
+            Self::Refused(Refusal::RouteFull) => "route_full",
             Self::Refused(Refusal::HeldFull) => "held_full",
+            Self::Refused(Refusal::ClientRate(_)) => "client_rate",
+            Self::Refused(Refusal::RouteRate(_)) => "route_rate",
+            Self::Refused(Refusal::RouteRunning) => "route_running",
+            Self::Refused(Refusal::EngineRunning) => "engine_running",
+            Self::Ignored(_) | Self::Refused(Refusal::Asleep) => "ignored",
             Self::Refused(Refusal::SessionsFull) => "sessions_full",
             Self::Refused(Refusal::CoolingDown(_)) => "cooling_down",
             Self::Refused(Refusal::StopFailing(_)) => "stop_failing",
@@ -123,10 +170,15 @@ impl Answer {
     fn retry_after(self) -> Option<Duration> {
         let one = Duration::from_secs(1);
         match self {
-            Self::Refused(Refusal::CoolingDown(after) | Refusal::StopFailing(after)) => {
-                Some(after.max(one))
-            }
-            Self::Refused(_) | Self::WakeFailed(..) => {
+            Self::Refused(
+                Refusal::CoolingDown(after)
+                | Refusal::StopFailing(after)
+                | Refusal::ClientRate(after)
+                | Refusal::RouteRate(after),
+            ) => Some(after.max(one)),
+            Self::Refused(Refusal::RouteRunning | Refusal::EngineRunning) => Some(RUNNING_RETRY),
+            Self::Ignored(503) => Some(IGNORED_RETRY),
+            Self::Refused(_) | Self::WakeFailed(..) | Self::Access(_) => {
                 matches!(self.status(), 503 | 504).then_some(one)
             }
             _ => None,
@@ -144,14 +196,36 @@ impl Answer {
             }
             Self::BadHost => ("Bad host", "The request must name exactly one valid host."),
             Self::BadRequest => ("Bad request", "The request cannot be understood."),
+            Self::Access(closed) => closed_sentences(closed),
+            Self::AccessEnded => ("Access has ended", "Ask for a new link, or log in again."),
+            Self::Exchanged => ("Welcome", "Go on without the link's token."),
+            Self::Elsewhere(_) => ("Log in first", "This session's log-in is elsewhere."),
             Self::Misdirected => {
                 ("Misdirected request", "This connection is another host's. Open one of its own.")
             }
             Self::ToHttps(_) => ("Use HTTPS", "This host is served over HTTPS."),
             Self::Unframed(refusal) => ("Bad request", refusal.says()),
             Self::BodyTimedOut => ("Request too slow", "The request's body came too slowly."),
-            Self::Refused(Refusal::SessionFull | Refusal::HeldFull | Refusal::SessionsFull) => {
-                ("Too many requests are waiting", "Try again in a moment.")
+            Self::Refused(
+                Refusal::SessionFull
+                | Refusal::RouteFull
+                | Refusal::HeldFull
+                | Refusal::SessionsFull,
+            ) => ("Too many requests are waiting", "Try again in a moment."),
+            Self::Refused(Refusal::ClientRate(_)) => (
+                "Too many sessions started",
+                "Too many sessions were started from your address. Wait a little, and try again.",
+            ),
+            Self::Refused(Refusal::RouteRate(_)) => (
+                "Too many sessions started",
+                "Too many sessions were started of late. Wait a little, and try again.",
+            ),
+            Self::Refused(Refusal::RouteRunning | Refusal::EngineRunning) => (
+                "No room for the session",
+                "As many sessions run as may at once. Try again when one has ended.",
+            ),
+            Self::Ignored(_) | Self::Refused(Refusal::Asleep) => {
+                ("The session is asleep", "Requests such as this one do not wake it.")
             }
             Self::Refused(Refusal::CoolingDown(_)) => {
                 ("The session could not be started", "It failed a moment ago. Try again shortly.")
@@ -189,12 +263,47 @@ impl Answer {
     }
 }
 
+fn closed_sentences(closed: Closed) -> (&'static str, &'static str) {
+    match closed {
+        Closed::Unknown { .. } => {
+            ("Who are you?", "This session is for those who are known to it.")
+        }
+        Closed::Link(Flaw::Missing) => {
+            ("A link is needed", "This session opens with a link. Ask whoever runs it for one.")
+        }
+        Closed::Link(Flaw::Wrong) => {
+            ("The link is damaged", "Copy it as a whole, or ask for a new one.")
+        }
+        Closed::Link(Flaw::Expired) => ("The link has expired", "Ask for a new one."),
+        Closed::Link(Flaw::Revoked) => ("The link was taken back", "Ask for a new one."),
+        Closed::Link(Flaw::Elsewhere) => {
+            ("The link is not for you here", "It is for another session, or another network.")
+        }
+        Closed::NotAllowed => ("Not allowed", "You may not enter this session."),
+        Closed::Origin => ("Not from this page", "A page of another site asked for this."),
+        Closed::Undecided => {
+            ("Nobody can be let in just now", "What decides that does not answer. Try again.")
+        }
+    }
+}
+
 /// Sends the answer. The connection is kept only where the request had no body left to read.
 pub(super) async fn send(
     downstream: &mut Downstream,
     answer: Answer,
     id: &str,
     target: Option<&Target>,
+) -> Result<()> {
+    send_with(downstream, answer, id, target, Vec::new()).await
+}
+
+/// Sends the answer with more headers.
+pub(super) async fn send_with(
+    downstream: &mut Downstream,
+    answer: Answer,
+    id: &str,
+    target: Option<&Target>,
+    more: Vec<(HeaderName, HeaderValue)>,
 ) -> Result<()> {
     let status = answer.status();
     if status == 0 {
@@ -203,14 +312,14 @@ pub(super) async fn send(
     }
     let page = wants_page(downstream);
     let head_only = downstream.req_header().method == Method::HEAD;
-    // What comes behind an upgrade that is not granted is no request, nor what is behind one that
-    // could not be framed.
-    let is_upgrade = downstream.req_header().headers.contains_key(header::UPGRADE);
-    let ends = is_upgrade || matches!(answer, Answer::Unframed(_));
+    // Behind a request that could not be framed nothing is read.
+    let ends = matches!(answer, Answer::Unframed(_));
     if ends || !downstream.as_downstream_mut().is_body_empty() {
         downstream.set_keepalive(None);
     }
-    let (body, kind) = if page {
+    let (body, kind) = if status == 204 {
+        return send_empty(downstream, status, id).await;
+    } else if page {
         (html(answer, id), "text/html; charset=utf-8")
     } else {
         (problem(answer, id), "application/problem+json")
@@ -229,9 +338,60 @@ pub(super) async fn send(
     if let Some(after) = answer.retry_after() {
         header.insert_header(header::RETRY_AFTER, after.as_secs_f64().ceil().to_string())?;
     }
+    for (name, value) in more {
+        header.append_header(name, value)?;
+    }
     downstream.write_response_header(Box::new(header), head_only).await?;
     if !head_only {
         downstream.write_response_body(Some(Bytes::from(body)), true).await?;
+        linger(downstream).await;
+    }
+    Ok(())
+}
+
+async fn send_empty(downstream: &mut Downstream, status: u16, id: &str) -> Result<()> {
+    let mut header = ResponseHeader::build(status, Some(2))?;
+    header.insert_header(header::CACHE_CONTROL, "no-store")?;
+    header.insert_header("x-request-id", id)?;
+    downstream.write_response_header(Box::new(header), true).await?;
+    linger(downstream).await;
+    Ok(())
+}
+
+/// Sends an answer that a route gives by itself. The connection is kept where the request had no
+/// body left to read.
+pub(super) async fn send_static(
+    downstream: &mut Downstream,
+    answer: &StaticAnswer,
+    target: &Target,
+    id: &str,
+) -> Result<()> {
+    let method = &downstream.req_header().method;
+    let (asks, head_only) = (method == Method::GET, method == Method::HEAD);
+    let allowed = asks || head_only;
+    let is_upgrade = downstream.req_header().headers.contains_key(header::UPGRADE);
+    if is_upgrade || !downstream.as_downstream_mut().is_body_empty() {
+        downstream.set_keepalive(None);
+    }
+    let (status, body) = match allowed {
+        true => (answer.status, answer.body.clone()),
+        false => (405, Bytes::new()),
+    };
+    if status == 204 {
+        return send_empty(downstream, status, id).await;
+    }
+    let mut header = ResponseHeader::build(status, Some(4))?;
+    if allowed {
+        header.insert_header(header::CONTENT_TYPE, answer.content_type.clone())?;
+    } else {
+        header.insert_header(header::ALLOW, "GET, HEAD")?;
+    }
+    header.insert_header(header::CONTENT_LENGTH, body.len())?;
+    header.insert_header("x-request-id", id)?;
+    headers::hsts(&mut header, downstream, target)?;
+    downstream.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        downstream.write_response_body(Some(body), true).await?;
         linger(downstream).await;
     }
     Ok(())

@@ -57,6 +57,11 @@ impl Target {
         Ok(Self { host: host.into(), route, forwarding, named: named.into(), table })
     }
 
+    /// The host as the client wrote it.
+    pub(super) fn named(&self) -> &str {
+        &self.named
+    }
+
     fn is(&self, named: &str, table: &Arc<RouteTable>) -> bool {
         *self.named == *named && std::ptr::eq(self.table.as_ptr(), Arc::as_ptr(table))
     }

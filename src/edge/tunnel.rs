@@ -11,7 +11,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -19,19 +19,22 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use futures::task::AtomicWaker;
+use futures::{future::BoxFuture, task::AtomicWaker};
 use pingora::protocols::Stream;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     sync::oneshot,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
-use super::{connections::Place, dial::Socket, pace::Paced};
-use crate::fleet::Lease;
+use super::{connections::Place, dial::Socket, frames::Frames, pace::Paced};
+use crate::{access::Grant, fleet::Lease};
 
 /// How long one side may say nothing after the other has ended.
 const LINGER: Duration = Duration::from_secs(10);
+
+/// How long a client may take to hear that its access has ended.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Read at once; what the other side does not take is kept until it does.
 const CHUNK: usize = 64 * 1024;
@@ -48,6 +51,21 @@ pub(super) struct Client {
     pub(super) place: Place,
 }
 
+/// What ends a tunnel from outside.
+pub(super) struct Ending {
+    /// Boxed: a tunnel that nothing ends must not pay for it.
+    over: BoxFuture<'static, ()>,
+    /// Where the client's frames begin, if they are known.
+    frames: Option<Frames>,
+}
+
+impl Ending {
+    pub(super) fn new(grant: Arc<Grant>, is_websocket: bool) -> Self {
+        let over = Box::pin(async move { grant.over().await });
+        Self { over, frames: is_websocket.then(Frames::default) }
+    }
+}
+
 /// Where the two sockets of an upgraded connection are laid down.
 #[derive(Debug, Default)]
 pub(super) struct Takeover {
@@ -61,7 +79,11 @@ pub(super) struct Takeover {
 
 impl Takeover {
     /// From now on both sockets are kept for the tunnel, which holds the session awake.
-    pub(super) fn begin(&self, lease: Lease) -> impl Future<Output = ()> + use<> {
+    pub(super) fn begin(
+        &self,
+        lease: Lease,
+        ending: Option<Ending>,
+    ) -> impl Future<Output = ()> + use<> {
         let (to_client, client) = oneshot::channel();
         let (to_instance, instance) = oneshot::channel();
         *lock(&self.client) = Some(to_client);
@@ -70,9 +92,16 @@ impl Takeover {
             let _lease = lease;
             // One that is not laid down was closed before.
             let (Ok(client), Ok(instance)) = (client.await, instance.await) else { return };
-            let Client { stream, place: _place } = client;
+            let Client { mut stream, place: _place } = client;
             // Whatever ends it, both sides see it end.
-            let _ = relay(stream, instance).await;
+            let Some(Ending { over, mut frames }) = ending else {
+                let _ = relay(&mut stream, instance, &mut None).await;
+                return;
+            };
+            tokio::select! {
+                _ = relay(&mut stream, instance, &mut frames) => {}
+                () = over => farewell(&mut stream, frames.as_ref()).await,
+            }
         }
     }
 
@@ -113,7 +142,9 @@ fn lock<T>(slot: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Carries bytes both ways until both sides have ended, or one has and the other is silent for
 /// [`LINGER`].
-async fn relay<A, B>(mut client: A, mut instance: B) -> io::Result<()>
+///
+/// `frames` is told what the client was sent.
+async fn relay<A, B>(mut client: A, mut instance: B, frames: &mut Option<Frames>) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -121,8 +152,8 @@ where
     let (mut up, mut down) = (Flow::default(), Flow::default());
     let mut linger = std::pin::pin!(None);
     std::future::poll_fn(|cx| {
-        let upward = up.poll(cx, &mut client, &mut instance)?;
-        let downward = down.poll(cx, &mut instance, &mut client)?;
+        let upward = up.poll(cx, &mut client, &mut instance, &mut None)?;
+        let downward = down.poll(cx, &mut instance, &mut client, frames)?;
         match (upward, downward) {
             (Poll::Ready(()), Poll::Ready(())) => return Poll::Ready(Ok(())),
             (Poll::Pending, Poll::Pending) => return Poll::Pending,
@@ -138,6 +169,22 @@ where
         timer.poll(cx).map(Ok)
     })
     .await
+}
+
+/// Says that the access has ended, where a frame may begin. What the client still sends is taken for
+/// a moment: bytes that nobody reads would reset the connection, and it would not hear why.
+async fn farewell<A: AsyncRead + AsyncWrite + Unpin>(client: &mut A, frames: Option<&Frames>) {
+    let says = async {
+        if let Some(close) = frames.and_then(Frames::close) {
+            client.write_all(&close).await?;
+        }
+        client.shutdown().await?;
+        let mut rest = [0; 1024];
+        while 0 < client.read(&mut rest).await? {}
+        io::Result::Ok(())
+    };
+    // Heard or not, it is over.
+    let _ = timeout(FAREWELL, says).await;
 }
 
 /// One direction of a tunnel.
@@ -160,20 +207,29 @@ enum Stage {
 
 impl Flow {
     /// Ready once the source has ended and the other side was told.
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<io::Result<()>>
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        frames: &mut Option<Frames>,
+    ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         loop {
             while self.left.has_remaining() {
-                let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.left))?;
-                self.left.advance(some(written)?);
+                let written = some(ready!(Pin::new(&mut *to).poll_write(cx, &self.left))?)?;
+                if let Some(frames) = frames {
+                    frames.pass(&self.left[..written]);
+                }
+                self.left.advance(written);
             }
             // An idle tunnel keeps no buffer.
             self.left = BytesMut::new();
             match self.stage {
-                Stage::Open => match self.step(cx, from, to)? {
+                Stage::Open => match self.step(cx, from, to, frames)? {
                     Poll::Ready(()) => {}
                     Poll::Pending => {
                         ready!(Pin::new(&mut *to).poll_flush(cx))?;
@@ -190,7 +246,13 @@ impl Flow {
     }
 
     /// Reads once, and writes what the other side takes at once.
-    fn step<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<io::Result<()>>
+    fn step<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        frames: &mut Option<Frames>,
+    ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -208,6 +270,9 @@ impl Flow {
                 Poll::Ready(written) => some(written)?,
                 Poll::Pending => 0,
             };
+            if let Some(frames) = frames {
+                frames.pass(&chunk[..written]);
+            }
             self.left.extend_from_slice(&chunk[written..]);
             Poll::Ready(Ok(()))
         })
@@ -228,7 +293,11 @@ mod tests {
     fn pipes() -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<io::Result<()>>) {
         let (client, near) = duplex(1000);
         let (far, instance) = duplex(17);
-        (client, instance, tokio_util::task::TaskTracker::new().spawn(relay(near, far)))
+        (
+            client,
+            instance,
+            tokio_util::task::TaskTracker::new().spawn(async { relay(near, far, &mut None).await }),
+        )
     }
 
     #[tokio::test]

@@ -20,7 +20,10 @@ use crate::{
 async fn a_reload_tells_what_has_changed() {
     let bed = Bed::new().await;
     let nothing = ask(&bed, "POST /v1/reload").await;
-    let expected = serde_json::json!({"routes": 1, "added": [], "changed": [], "removed": []});
+    let expected = serde_json::json!({
+        "routes": 1, "added": [], "changed": [], "removed": [],
+        "certificates": 0, "certificate_errors": [],
+    });
     assert_eq!((nothing.status, nothing.json()), (200, expected));
 
     std::fs::write(bed.route_file("demo.toml"), ROUTE.replace("1h", "2h")).unwrap();

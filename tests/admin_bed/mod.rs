@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
@@ -15,7 +16,9 @@ use std::{
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use dormouse::{
+    access::Door,
     admin::{Admin, Guard, Listener, Reload, ReloadReport, Token},
+    config::Links,
     engine::{Engine, EngineEvent, Error, Instance, InstanceState, Life, Started},
     fleet::{Fleet, Limits},
     route::{EngineKind, Engines, RouteError, RouteTable, load_dir},
@@ -207,7 +210,7 @@ impl Bed {
         let fleet = Fleet::new(
             [("local".into(), port)],
             8,
-            Limits { held: 100, sessions: 100 },
+            Limits { held: 100, sessions: 100, running: BTreeMap::new() },
             Box::new(move |host| planned.load().lookup(host).map(|route| route.plan(host))),
         );
         let ready = Arc::new(AtomicBool::new(false));
@@ -223,10 +226,12 @@ impl Bed {
         let (listener, guard, address) = listen(at, token, folder.path()).await;
         let errors = Arc::new(ArcSwap::from_pointee(Vec::new()));
         let reload = reload.unwrap_or_else(|| reload_of(routes, &table, &errors));
+        let door = Door::open(&Links::default(), folder.path()).unwrap();
         let certs = Arc::new(dormouse::certs::Certs::load([]));
         let (fleet_of, is_ready) = (fleet.clone(), ready.clone());
         let admin = Admin {
             fleet: fleet_of,
+            door,
             table,
             certs,
             reload,

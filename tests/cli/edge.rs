@@ -8,7 +8,7 @@ use dormouse::{
 };
 
 use crate::{
-    admin_bed::{At, Bed, DEADLINE, TOKEN},
+    admin_bed::{At, Bed, DEADLINE, ROUTE, TOKEN},
     command::{DONE, Ended, FAILED, REFUSED, UNKNOWN, UNREACHABLE, USAGE, command, dormouse, end},
 };
 
@@ -140,6 +140,28 @@ async fn explain_knows_what_the_session_does_now() {
     let new = ask(&bed, &["explain", "new.example"]).await.code(DONE);
     new.says("now       the running edge has other routes, and answers 404");
     assert!(bed.engine.calls().iter().all(|call| !call.contains("new")), "nothing is woken");
+}
+
+#[tokio::test]
+async fn what_limits_a_route_and_how_many_run_is_said() {
+    let bed = Bed::new().await;
+    let limits = "[limits]\nwakes = \"5/m burst 9\"\nheld = 7\nrunning = 3\n\
+                  when_full = \"evict_idle\"\n";
+    fs::write(bed.route_file("demo.toml"), format!("{ROUTE}\n{limits}")).unwrap();
+    let explain = async || ask(&bed, &["explain", ALICE]).await.code(DONE);
+    explain().await.says(
+        "limits    wakes 60/m burst 120 a client, 5/m burst 9 the route; 7 held of the route; 3 \
+         running of the route; when full: evict_idle; 0 of the route run now",
+    );
+    ask(&bed, &["wake", ALICE]).await.code(DONE);
+    explain().await.says("; 1 of the route run now");
+    ask(&bed, &["sessions"]).await.code(DONE).complains("running: 1 on local; 1 of demo");
+    let data = ask(&bed, &["sessions", "--json"]).await.code(DONE).json();
+    assert_eq!(data["running"]["engines"]["local"]["running"], 1);
+    let data = ask(&bed, &["explain", ALICE, "--json"]).await.code(DONE).json();
+    assert_eq!(data["limits"]["running"], 3);
+    assert_eq!(data["limits"]["running_now"], 1);
+    assert_eq!(data["limits"]["engine_running"], serde_json::Value::Null);
 }
 
 #[tokio::test]

@@ -109,6 +109,7 @@ const MANY: usize = 200_000;
 #[tokio::test(flavor = "multi_thread")]
 async fn rapid_reset_is_cut() {
     let (mut edge, memory, stream) = begun().await;
+    edge.announce("pending-accept streams reached limit");
     let resets = streams()
         .take(MANY)
         .map(|stream| [get(stream), frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())].concat());

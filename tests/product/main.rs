@@ -4,9 +4,11 @@
 //! that the test did not announce fails it.
 #![expect(clippy::disallowed_methods, reason = "a test's tasks end with its runtime")]
 
+mod access;
 mod access_log;
 mod acme;
 mod admin;
+mod admission;
 mod desync;
 mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]

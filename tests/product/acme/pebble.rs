@@ -179,7 +179,7 @@ impl Drop for Pebble {
     }
 }
 
-fn wait_for(address: SocketAddr) {
+pub(super) fn wait_for(address: SocketAddr) {
     let end = Instant::now() + PATIENCE;
     while TcpStream::connect(address).is_err() {
         assert!(Instant::now() < end, "nothing listens at {address}");

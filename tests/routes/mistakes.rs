@@ -162,7 +162,7 @@ fn what_has_the_right_shape_may_still_be_wrong() {
         ("static.\"/x\" = { file = \"none.txt\" }", "3:24: none.txt: there is no such file"),
         (
             "static.\"/x\" = { body = \"\", file = \"x\" }",
-            "3:27: either `body` or `file`, not both",
+            "3:28: either `body` or `file`, not both",
         ),
         ("static.\"/x\" = { status = 204, body = \"x\" }", "3:15: 204 has no body"),
         (

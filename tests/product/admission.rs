@@ -100,7 +100,7 @@ async fn a_static_path_is_answered_by_the_edge_and_wakes_nobody() {
     let answer = client().post(edge.url("alice.test", "/healthz")).body("x").send().await;
     let answer = answer.expect("an answer");
     assert_eq!(
-        (answer.status(), &*answer.headers()["allow"].to_str().expect("text")),
+        (answer.status(), answer.headers()["allow"].to_str().expect("text")),
         (StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD")
     );
     edge.announce("there is no route yet");

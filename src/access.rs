@@ -87,6 +87,8 @@ pub struct Request<'a> {
 /// What becomes of a request.
 #[derive(Debug)]
 pub enum Decision {
+    /// Everybody may enter.
+    Open,
     /// It may go on.
     Allow(Box<Entry>),
     /// Its link was good: it becomes a cookie, and the same URL is asked for again without it.
@@ -221,7 +223,7 @@ impl Door {
             return Decision::Refuse(Refusal::Origin);
         }
         if access.is_open() {
-            return Decision::Allow(Box::default());
+            return Decision::Open;
         }
         if is_denied(access, request.address) {
             return Decision::Refuse(Refusal::NotAllowed);

@@ -47,6 +47,7 @@ use crate::{
     fleet::Fleet,
     metrics::METRICS,
     route::{Route, RouteError, RouteTable},
+    session::RouteLimits,
 };
 use problem::Problem;
 
@@ -188,6 +189,18 @@ struct RouteView {
     file: String,
     access: String,
     policy: PolicyView,
+    limits: LimitsView,
+}
+
+/// What the sessions of a route may take together; `null` where only the edge's limits count.
+#[derive(Serialize)]
+struct LimitsView {
+    wakes: Option<String>,
+    held: Option<u32>,
+    running: Option<u32>,
+    when_full: &'static str,
+    /// How many instances are awake, waking or stopping.
+    running_now: usize,
 }
 
 #[derive(Serialize)]
@@ -205,7 +218,10 @@ struct RungView {
 }
 
 impl RouteView {
-    fn of(route: &Route) -> Self {
+    fn of(route: &Route, running_now: usize) -> Self {
+        let RouteLimits { held, running, when_full } = route.recipe.limits;
+        let wakes = route.recipe.wakes.map(|rate| rate.to_string());
+        let when_full = when_full.as_str();
         let policy = &route.recipe.policy;
         let sleep = policy.ladder.iter().map(|rung| RungView {
             after: format_duration(rung.after).to_string(),
@@ -223,12 +239,16 @@ impl RouteView {
                 wake_timeout: format_duration(policy.wake_timeout).to_string(),
                 held_max: policy.held_max,
             },
+            limits: LimitsView { wakes, held, running, when_full, running_now },
         }
     }
 }
 
 async fn routes(State(shared): State<Arc<Shared>>) -> Json<RoutesAnswer> {
-    let routes = shared.admin.table.load().iter().map(|route| RouteView::of(route)).collect();
+    let running = shared.admin.fleet.running().routes;
+    let view =
+        |route: &Arc<Route>| RouteView::of(route, running.get(&*route.name).copied().unwrap_or(0));
+    let routes = shared.admin.table.load().iter().map(view).collect();
     Json(RoutesAnswer { routes, errors: shared.admin.errors.load().to_vec() })
 }
 

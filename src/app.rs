@@ -35,7 +35,7 @@ use crate::{
     admin::{Admin, Guard, Token},
     certs::{Certs, DEV_FOLDER, is_cert_file},
     config::{AdminAddress, Config, Entrance},
-    edge::{Connections, Edge, Entrances, Listener, Unseen, http2_options},
+    edge::{Admission, Connections, Edge, Entrances, Listener, Unseen, http2_options},
     engine::Engine,
     fleet::{self, Fleet},
     record::AccessLog,
@@ -97,7 +97,8 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let fleet = build_fleet(&config, &table)?;
     let certs = Arc::new(load_certs(&config));
     let entrances = Entrances::new(&config, &certs).map_err(anyhow::Error::from)?;
-    let unseen = Unseen::new(Arc::clone(&table), Arc::clone(&fleet));
+    let admission = Arc::new(Admission::new(&config.limits));
+    let unseen = Unseen::new(Arc::clone(&table), Arc::clone(&fleet), Arc::clone(&admission));
     let acme = acme(&config, &table, &certs)?;
     let entrances = entrances.waking(unseen).ordering(acme.clone());
     let access_log = access_log(&config)?;
@@ -105,10 +106,12 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let (timeouts, limits) = (config.timeouts.clone(), &config.limits);
     let (shared, sessions) = (Arc::clone(&table), Arc::clone(&fleet));
     let edge = Edge::new(shared, sessions, Arc::clone(&door), timeouts, limits)
+        .with_admission(admission)
         .with_redirect_port(config.redirect_port())
         .with_access_log(access_log.clone())
         .with_acme(acme.clone());
-    let connections = Arc::new(Connections::new(to_usize(config.limits.connections)));
+    let (most, per_client) = (config.limits.connections, config.limits.connections_per_client);
+    let connections = Arc::new(Connections::new(to_usize(most), to_usize(per_client)));
 
     let mut server = server(&config, &handover, upgrade)?;
     let signals = Signals {
@@ -244,6 +247,11 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
     let limits = fleet::Limits {
         held: to_usize(config.limits.held),
         sessions: to_usize(config.limits.sessions),
+        running: config
+            .running
+            .iter()
+            .map(|(engine, limit)| (engine.as_str().into(), to_usize(*limit)))
+            .collect(),
     };
     let table = Arc::clone(table);
     let planner = move |host: &str| table.load().lookup(host).map(|route| route.plan(host));

@@ -117,14 +117,21 @@ impl Certs {
         self.shelf.load().pairs().values().cloned().collect()
     }
 
-    /// Puts the days that are left into the metrics; the pairs that end within [`EXPIRES_SOON`].
+    /// Says again which certificates end soon.
+    pub fn tell_expiring(&self) {
+        for pair in self.expiring() {
+            tell_end(&pair);
+        }
+    }
+
+    /// The pairs that end within [`EXPIRES_SOON`].
     pub fn expiring(&self) -> Vec<Arc<Pair>> {
-        self.count();
         let soon = SystemTime::now() + EXPIRES_SOON;
         self.pairs().into_iter().filter(|pair| pair.not_after < soon).collect()
     }
 
-    fn count(&self) {
+    /// Puts how many there are, and the days that are left, into the metrics.
+    pub fn count(&self) {
         let shelf = self.shelf.load();
         let first = shelf.pairs().values().map(|pair| pair.days_left()).min();
         METRICS.certificates.set(shelf.pairs().len().try_into().unwrap_or(i64::MAX));
@@ -220,6 +227,9 @@ fn tell(before: &Shelf, after: &Shelf) {
         }
         let (file, names) = (pair.file.display(), &pair.names);
         tracing::info!(%file, ?names, days = pair.days_left(), "certificate");
+        if pair.not_after < SystemTime::now() + EXPIRES_SOON {
+            tell_end(pair);
+        }
         if let Some(key) = &pair.exposed {
             let key = key.display();
             tracing::warn!(%key, "others than its owner can read this key: chmod 600");
@@ -228,6 +238,11 @@ fn tell(before: &Shelf, after: &Shelf) {
     for file in before.pairs().keys().filter(|file| !after.pairs().contains_key(*file)) {
         tracing::info!(file = %file.display(), "certificate removed");
     }
+}
+
+fn tell_end(pair: &Pair) {
+    let (file, names) = (pair.file.display(), &pair.names);
+    tracing::warn!(%file, ?names, days = pair.days_left(), "a certificate ends soon");
 }
 
 #[cfg(test)]

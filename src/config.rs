@@ -61,6 +61,8 @@ pub struct Config {
     pub acme: Option<Acme>,
     /// What runs the instances, by name.
     pub engines: BTreeMap<String, EngineConfig>,
+    /// The most instances at once, of the engines that have such a limit.
+    pub running: BTreeMap<String, u32>,
 }
 
 /// `[listen]`.

@@ -1,10 +1,11 @@
-//! The edge: Pingora's hooks, each a few lines. A request's path is `request_filter` (route) →
-//! `upstream_peer` (lease, hold) → `upstream_request_filter` → the instance → `response_filter`;
+//! The edge: Pingora's hooks, each a few lines. A request's path is `request_filter` (route, local
+//! answers) → `upstream_peer` (admission, lease, hold) → `upstream_request_filter` → the instance → `response_filter`;
 //! dropping [`Ctx`] gives the lease back, for a WebSocket when the socket closes.
 //!
 //! It must not know engines.
 
 mod access;
+mod admit;
 mod arrive;
 mod client;
 mod connections;
@@ -19,6 +20,7 @@ mod headers;
 mod hold;
 mod inlet;
 mod listen;
+mod local;
 mod pace;
 mod peer;
 mod proxy_protocol;
@@ -47,6 +49,7 @@ use pingora::{
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+pub use admit::Admission;
 pub use arrive::Entrances;
 pub use connections::Connections;
 pub use early::Unseen;
@@ -61,7 +64,7 @@ use crate::{
     metrics::METRICS,
     record::{Access, AccessLog},
     route::RouteTable,
-    session::{Generation, machine::Asker},
+    session::Generation,
 };
 use access::Entered;
 use early::Early;
@@ -86,6 +89,7 @@ pub struct Edge {
     fleet: Arc<Fleet>,
     door: Arc<Door>,
     timeouts: Timeouts,
+    admission: Arc<Admission>,
     limits: HeadLimits,
     body_rate: BodyRate,
     redirect_port: u16,
@@ -109,6 +113,7 @@ impl Edge {
             fleet,
             door,
             timeouts,
+            admission: Arc::new(Admission::new(limits)),
             limits: HeadLimits::new(limits),
             body_rate,
             redirect_port: 443,
@@ -122,6 +127,13 @@ impl Edge {
     #[must_use]
     pub fn with_acme(mut self, acme: Option<Arc<Acme>>) -> Self {
         self.acme = acme;
+        self
+    }
+
+    /// Wakes are counted with those that others begin.
+    #[must_use]
+    pub fn with_admission(mut self, admission: Arc<Admission>) -> Self {
+        self.admission = admission;
         self
     }
 
@@ -139,12 +151,13 @@ impl Edge {
         self
     }
 
-    /// What is answered before anybody wakes, and whom the request is for otherwise.
+    /// What is done before anybody wakes, in this order: the redirect to HTTPS, what the route
+    /// answers by itself, access. Whether the request was answered.
     async fn before_wake(
         &self,
         downstream: &mut Downstream,
         ctx: &mut Ctx,
-    ) -> Result<(), access::Closed> {
+    ) -> Result<bool, access::Closed> {
         if let Some(answer) = ctx.answer {
             return Err(answer.into());
         }
@@ -155,9 +168,13 @@ impl Edge {
         if target.route.recipe.client_tls.redirect && !client::is_https(downstream) {
             return Err(Answer::ToHttps(self.redirect_port).into());
         }
+        let answered = local::answer(downstream, &target, ctx.id.as_str()).await;
+        if answered.map_err(|_| Answer::ClientLeft)? {
+            return Ok(true);
+        }
         let is_upgrade = ctx.manner.is_upgrade();
         ctx.entered = access::enter(&self.door, downstream, &target, is_upgrade).await?;
-        Ok(())
+        Ok(false)
     }
 
     /// What the request is refused for before it is looked at.
@@ -182,17 +199,18 @@ impl Edge {
         ctx: &mut Ctx,
     ) -> Result<Box<HttpPeer>, Answer> {
         let target = ctx.target.clone().ok_or(Answer::Internal)?;
-        let Target { host, route, .. } = &*target;
         if let Some(failed) = ctx.connect_failed.take() {
             self.after_failed_connect(ctx, failed).await?;
         }
-        let early = ctx.early.take().and_then(|early| early.for_host(host));
+        let early = ctx.early.take().and_then(|early| early.for_host(&target.host));
         let lease = match ctx.lease.take().or(early) {
             Some(lease) => lease,
-            None => self
-                .fleet
-                .acquire(host, Asker::Client, || route.plan(host))
-                .map_err(Answer::Refused)?,
+            None => {
+                let asker = admit::asker(downstream, &target.route);
+                let origin = admit::origin(downstream);
+                let Target { host, route, .. } = &*target;
+                self.admission.lease(&self.fleet, host, route, asker, origin)?
+            }
         };
         // In `ctx` while it waits, so that whatever ends the request gives it back.
         let lease = ctx.lease.insert(lease);
@@ -202,6 +220,7 @@ impl Edge {
         ctx.connect_began = Some(Instant::now());
         ctx.connects += 1;
         ctx.takeover = ctx.manner.is_upgrade().then(Arc::default);
+        let Target { host, route, .. } = &*target;
         let (tls, takeover) = (route.tls(host), ctx.takeover.clone());
         let peer = peer::build(&endpoint, lease, route, tls, ctx.manner, takeover, &self.timeouts);
         let mut peer = peer.map_err(|_| Answer::Internal)?;
@@ -392,7 +411,7 @@ impl ProxyHttp for Edge {
             return Ok(true);
         }
         match self.before_wake(downstream, ctx).await {
-            Ok(()) => Ok(false),
+            Ok(answered) => Ok(answered),
             Err(access::Closed { answer, headers }) => {
                 ctx.answer = Some(answer);
                 match answer {
@@ -448,6 +467,10 @@ impl ProxyHttp for Edge {
         _: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        // One that we dialled ourselves, for an upgrade, has no number. Where Pingora carries the
+        // upgraded stream (the instance speaks TLS), the client's own socket ends it.
+        let own = ctx.connection.as_ref().filter(|_| socket < 0 && ctx.manner.is_upgrade());
+        let socket = own.map_or(socket, |connection| connection.socket);
         ctx.entered.cut_when_over(socket, &self.tunnels);
         if reused {
             return Ok(());

@@ -5,37 +5,40 @@
 //! HTTP: a [`Planner`] tells it what a host is made of.
 
 mod adopt;
+mod capacity;
 mod cell;
 mod driver;
+mod evict;
 mod gate;
+mod held;
 mod lease;
+mod origin;
 mod outside;
 mod probe;
+mod starts;
 mod timer;
 mod tls;
 mod turnstile;
 mod view;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, Semaphore},
-};
+use tokio::{runtime::Handle, sync::Notify};
 use tokio_util::task::TaskTracker;
 
 pub use cell::{Moment, Phase};
 pub use gate::WakeTimes;
-pub use lease::{Held, Lease};
-pub use view::SessionView;
+pub use lease::{Caller, Held, Lease};
+pub use origin::Origin;
+pub use view::{Running, SessionView};
 
 use crate::{
     engine::Engine,
@@ -44,8 +47,11 @@ use crate::{
         machine::{Asker, Session, SleepAnswer, State},
     },
 };
+use capacity::Capacity;
 use cell::{Cell, Core};
 use gate::{Gate, Outcome};
+use held::HeldPlaces;
+use starts::Starts;
 use timer::Timers;
 
 /// How soon a timer that must wait for another process is looked at again.
@@ -55,12 +61,14 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub type Planner = Box<dyn Fn(&str) -> Option<Plan> + Send + Sync>;
 
 /// The limits that the fleet keeps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Held requests in all.
     pub held: usize,
     /// Sessions kept in memory.
     pub sessions: usize,
+    /// Instances that are awake, waking or stopping, of the engines that have such a limit.
+    pub running: BTreeMap<Arc<str>, usize>,
 }
 
 /// Why no lease was given.
@@ -68,8 +76,20 @@ pub struct Limits {
 pub enum Refusal {
     /// As many requests are held for this session as its route allows.
     SessionFull,
+    /// As many requests are held for the route's sessions as it allows.
+    RouteFull,
     /// As many requests are held in all as the edge allows.
     HeldFull,
+    /// This client has begun as many wakes as one may; the next one may come after this.
+    ClientRate(Duration),
+    /// As many wakes of this route were begun as it allows; the next one may come after this.
+    RouteRate(Duration),
+    /// As many instances of the route run as it allows.
+    RouteRunning,
+    /// As many instances of the engine run as it is given.
+    EngineRunning,
+    /// The session is not awake, and this request wakes nobody.
+    Asleep,
     /// As many sessions are in use as the edge allows.
     SessionsFull,
     /// The last wake failed; the next one may come after this.
@@ -87,6 +107,7 @@ impl Refusal {
         match refusal {
             session::Refusal::Full => Self::SessionFull,
             session::Refusal::Retired => Self::Retired,
+            session::Refusal::Asleep => Self::Asleep,
             session::Refusal::CoolingDown(at) => {
                 Self::CoolingDown(at.saturating_duration_since(now))
             }
@@ -121,7 +142,7 @@ pub enum Verdict {
 pub(crate) struct EnginePort {
     name: Arc<str>,
     engine: Arc<dyn Engine>,
-    starts: Semaphore,
+    starts: Starts,
 }
 
 /// Every session of this edge. Made once, lives as long as the process.
@@ -130,7 +151,12 @@ pub struct Fleet {
     engines: HashMap<Arc<str>, EnginePort>,
     planner: Planner,
     limits: Limits,
-    held: Arc<AtomicUsize>,
+    held: Arc<HeldPlaces>,
+    capacity: Arc<Capacity>,
+    /// Every session with a place among those that run, by its number.
+    running: Mutex<HashMap<u64, Weak<Cell>>>,
+    /// Whose turn it is to make room.
+    evicting: Mutex<()>,
     timers: Timers,
     tasks: TaskTracker,
     runtime: OnceLock<Handle>,
@@ -152,15 +178,18 @@ impl Fleet {
         planner: Planner,
     ) -> Arc<Self> {
         let port = |(name, engine): (Arc<str>, _)| {
-            let starts = Semaphore::new(starts);
+            let starts = Starts::new(starts);
             (Arc::clone(&name), EnginePort { name, engine, starts })
         };
         Arc::new(Self {
             cells: papaya::HashMap::new(),
             engines: engines.into_iter().map(port).collect(),
             planner,
+            held: Arc::new(HeldPlaces::new(limits.held)),
             limits,
-            held: Arc::default(),
+            capacity: Arc::default(),
+            running: Mutex::default(),
+            evicting: Mutex::default(),
             timers: Timers::default(),
             tasks: TaskTracker::new(),
             runtime: OnceLock::new(),
@@ -172,20 +201,26 @@ impl Fleet {
     }
 
     /// Leases the session of a canonical host. `plan` is asked only when the session is new.
-    pub fn acquire(
+    pub fn acquire<'a>(
         self: &Arc<Self>,
         host: &str,
-        asker: Asker,
+        caller: impl Into<Caller<'a>>,
         plan: impl Fn() -> Plan,
     ) -> Result<Lease, Refusal> {
+        let mut caller = caller.into();
         // A second round only where the cell was taken out between look-up and lock.
         for _ in 0..3 {
             let found = self.cells.pin().get(host).cloned();
             let cell = match found {
                 Some(cell) => cell,
-                None => self.create(host, plan(), Depth::Removed, self.newest_generation())?,
+                None if caller.asker == Asker::Ignored => return Err(Refusal::Asleep),
+                None => {
+                    // Before anything is made that outlives the request.
+                    caller.may_wake()?;
+                    self.create(host, plan(), Depth::Removed, self.newest_generation())?
+                }
             };
-            if let Some(lease) = Lease::take(&cell, asker) {
+            if let Some(lease) = Lease::take(&cell, caller) {
                 return lease;
             }
         }
@@ -325,9 +360,16 @@ impl Fleet {
                 self.arm(cell, &mut core, at);
             }
         }
+        if core.next_place.is_some() && core.machine.leases() == 0 {
+            // Whoever it was found for has left, or was refused.
+            core.next_place = None;
+        }
         let to = core.machine.state().name();
         if from == to {
             return result;
+        }
+        if let State::Asleep { .. } = core.machine.state() {
+            self.vacate(cell, &mut core);
         }
         let generation = core.machine.generation();
         let warm = matches!((from, to), ("awake", "idle") | ("idle", "awake"));
@@ -347,7 +389,10 @@ impl Fleet {
 
     fn carry_out(&self, cell: &Arc<Cell>, core: &mut Core, effect: Effect) {
         match effect {
-            Effect::Start(generation) => driver::start(self, cell, core, generation),
+            Effect::Start(generation) => {
+                self.occupy(cell, core);
+                driver::start(self, cell, core, generation);
+            }
             Effect::Stop(generation, to) => driver::stop(self, cell, core, generation, to),
             // `driver::start` opens the gate itself, with the times of the wake.
             Effect::Open(_) => {}
@@ -358,6 +403,36 @@ impl Fleet {
                     .send_replace(Gate { generation, outcome: Outcome::Failed(failure, phase) });
             }
         }
+    }
+
+    /// A life begins: its place is the one found for it, or the one before's. What runs already
+    /// gets one in any case.
+    fn occupy(&self, cell: &Arc<Cell>, core: &mut Core) {
+        let need = core.need(self.running_max(&core.plan.engine));
+        let before = core.place.take();
+        let place = if core.next_place.is_none() && before.is_some() && !core.gives_way {
+            before.filter(|place| place.need().is_same_place(&need))
+        } else {
+            core.next_place.take()
+        };
+        core.place = Some(place.unwrap_or_else(|| self.capacity.force(&need)));
+        core.gives_way = false;
+        self.lock_running().insert(cell.id, Arc::downgrade(cell));
+    }
+
+    /// Nothing of it runs any more.
+    fn vacate(&self, cell: &Cell, core: &mut Core) {
+        (core.place, core.next_place, core.gives_way) = (None, None, false);
+        self.lock_running().remove(&cell.id);
+    }
+
+    fn lock_running(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Weak<Cell>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The most instances of an engine.
+    fn running_max(&self, engine: &str) -> usize {
+        self.limits.running.get(engine).copied().unwrap_or(usize::MAX)
     }
 
     fn arm(&self, cell: &Arc<Cell>, core: &mut Core, at: Instant) {

@@ -20,12 +20,22 @@ pub struct Metrics {
     pub refused: IntCounterVec,
     /// Requests that wait for a session right now.
     pub held: IntGauge,
+    /// Requests answered without a session, by step of the pipeline.
+    pub local_answers: IntCounterVec,
     /// How long requests were held, in seconds.
     pub hold_seconds: Histogram,
     /// Connections that are open right now.
     pub connections: IntGauge,
     /// Connections closed at once because `limits.connections` was reached.
     pub connections_refused: IntCounter,
+    /// Connections closed at once because `limits.connections_per_client` was reached.
+    pub client_connections_refused: IntCounter,
+    /// Clients whose wakes are counted together with those of others.
+    pub clients_crowded: IntCounter,
+    /// Instances that are awake, waking or stopping, by engine, counted when asked.
+    pub running: IntGaugeVec,
+    /// Idle instances that were put to sleep for others, by engine.
+    pub evictions: IntCounterVec,
     /// Lines that the access log lost: it could not be written, or not as fast as they came.
     pub access_log_dropped: IntCounter,
     /// Clients that came to an address with TLS or the PROXY protocol, by how that went.
@@ -106,6 +116,31 @@ impl Metrics {
             connections_refused: counter(
                 "connections_refused_total",
                 "Connections closed because limits.connections was reached.",
+            ),
+            local_answers: counters(
+                "local_answers_total",
+                "Requests answered without a session, by step.",
+                &["step"],
+            ),
+            client_connections_refused: counter(
+                "client_connections_refused_total",
+                "Connections closed because limits.connections_per_client was reached.",
+            ),
+            clients_crowded: counter(
+                "wake_clients_crowded_total",
+                "Wakes counted together with other clients' because limits.clients was reached.",
+            ),
+            running: register(
+                &registry,
+                IntGaugeVec::new(
+                    opts("running_instances", "Instances that are awake, waking or stopping."),
+                    &["engine"],
+                ),
+            ),
+            evictions: counters(
+                "evictions_total",
+                "Idle instances put to sleep to make room for others.",
+                &["engine"],
             ),
             access_log_dropped: counter(
                 "access_log_dropped_total",

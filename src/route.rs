@@ -5,10 +5,13 @@
 //! an engine does its work.
 
 pub mod access;
+mod admit;
 mod check;
 pub(crate) mod file;
 mod host;
 mod load;
+mod local;
+mod rate;
 mod recipe;
 pub(crate) mod source;
 mod table;
@@ -25,6 +28,8 @@ pub use {
     file::{Protocol, WakeOn},
     host::{HostPattern, canonical_host},
     load::{is_route_file, load_dir},
+    local::{Ignore, StaticAnswer},
+    rate::{Rate, RateText},
     recipe::Recipe,
     source::{Position, RouteError},
     table::{Clash, RouteTable},
@@ -107,6 +112,7 @@ impl Route {
             route: self.name.clone(),
             engine: recipe.engine.clone(),
             policy: recipe.policy.clone(),
+            limits: recipe.limits,
             probe,
             tls: self.tls(host),
             spec,
@@ -121,6 +127,11 @@ impl Route {
             None => host.to_owned(),
         };
         Some(UpstreamTls { verify: *verify, sni })
+    }
+
+    /// What is answered for a path without any session.
+    pub fn static_answer(&self, path: &str) -> Option<&StaticAnswer> {
+        self.recipe.statics.get(path)
     }
 
     /// Whether its instances speak TLS.

@@ -175,6 +175,37 @@ pub struct UpstreamTls {
     pub sni: String,
 }
 
+/// What the sessions of one route may take together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RouteLimits {
+    /// The most requests held.
+    pub held: Option<u32>,
+    /// The most instances that are awake, waking or stopping.
+    pub running: Option<u32>,
+    /// What becomes of a wake for which there is no place.
+    pub when_full: WhenFull,
+}
+
+/// What becomes of a wake where as many instances run as may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WhenFull {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// The instance that was idle the longest goes to sleep for it.
+    EvictIdle,
+}
+
+impl WhenFull {
+    /// The word used in config and the admin API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::EvictIdle => "evict_idle",
+        }
+    }
+}
+
 /// All that is needed to run one session; a route renders it for a host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -184,6 +215,8 @@ pub struct Plan {
     pub engine: Arc<str>,
     /// When it sleeps.
     pub policy: Policy,
+    /// What it may take together with the other sessions of its route.
+    pub limits: RouteLimits,
     /// When it is ready.
     pub probe: Probe,
     /// TLS to the instance, if it speaks TLS.
@@ -197,6 +230,8 @@ pub struct Plan {
 pub enum Event {
     /// A lease of this generation was given back.
     Release(Generation),
+    /// A lease of this generation that was no activity was given back.
+    ReleaseIgnored(Generation),
     /// The instance of this generation is ready.
     Started(Endpoint),
     /// The engine refused or failed to start it, or it never got ready.
@@ -211,6 +246,8 @@ pub enum Event {
     Found,
     /// The route is gone: refuse from now on, drain, sleep.
     Retire,
+    /// Another session needs the place: stop, if nobody is there.
+    Evict,
     /// The time of [`machine::Session::deadline`] may have come.
     Timer,
 }
@@ -251,6 +288,8 @@ pub enum Refusal {
     StopFailing(Instant),
     /// Its route is gone.
     Retired,
+    /// It is not awake, and this one wakes nobody.
+    Asleep,
 }
 
 /// Why a wake failed. What the engine said stays with the operator.

@@ -1,8 +1,11 @@
 //! The fleet and its driver over a scripted engine, with a clock that only runs when all wait.
 #![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 
+#[path = "fleet/admission.rs"]
+mod admission;
+
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -15,7 +18,8 @@ use dormouse::{
     engine::{Engine, EngineEvent, Error, Health, Instance, InstanceState, Life, Started},
     fleet::{Fleet, HoldEnd, Limits, Phase, Refusal, Verdict},
     session::{
-        Address, Depth, Failure, Generation, Plan, Policy, Probe, Rung, SessionId, Spec,
+        Address, Depth, Failure, Generation, Plan, Policy, Probe, RouteLimits, Rung, SessionId,
+        Spec,
         machine::{Asker, SleepAnswer},
     },
 };
@@ -165,14 +169,24 @@ fn plan() -> Plan {
             held_max: 1000,
         },
         probe: Probe::Engine,
+        limits: RouteLimits::default(),
         tls: None,
         spec: Spec::default(),
     }
 }
 
+/// `a.test` is of route `route`; `a.ROUTE.test` of another.
+fn plan_of(host: &str) -> Plan {
+    match host.split('.').collect::<Vec<_>>()[..] {
+        [_, route, _] => Plan { route: route.into(), ..plan() },
+        _ => plan(),
+    }
+}
+
 async fn fleet(engine: &Arc<Scripted>, starts: usize, limits: Limits) -> Arc<Fleet> {
     let port: Arc<dyn Engine> = engine.clone();
-    let fleet = Fleet::new([("engine".into(), port)], starts, limits, Box::new(|_| Some(plan())));
+    let planner = |host: &str| Some(plan_of(host));
+    let fleet = Fleet::new([("engine".into(), port)], starts, limits, Box::new(planner));
     run(&fleet).await;
     fleet
 }
@@ -186,7 +200,7 @@ async fn run(fleet: &Arc<Fleet>) {
     adopted.notified().await;
 }
 
-const LIMITS: Limits = Limits { held: 1000, sessions: 1000 };
+const LIMITS: Limits = Limits { held: 1000, sessions: 1000, running: BTreeMap::new() };
 
 #[tokio::test(start_paused = true)]
 async fn starts_are_bounded_per_engine_and_come_in_the_order_of_their_requests() {
@@ -205,7 +219,7 @@ async fn starts_are_bounded_per_engine_and_come_in_the_order_of_their_requests()
 #[tokio::test(start_paused = true)]
 async fn a_hold_that_is_dropped_frees_its_place_and_the_wake_goes_on() {
     let engine = Scripted::new();
-    let fleet = fleet(&engine, 8, Limits { held: 1, sessions: 10 }).await;
+    let fleet = fleet(&engine, 8, Limits { held: 1, sessions: 10, running: BTreeMap::new() }).await;
     let held = fleet.acquire("a.test", Asker::Client, plan).unwrap();
     let refused = fleet.acquire("b.test", Asker::Client, plan).unwrap_err();
     assert_eq!(refused, Refusal::HeldFull);
@@ -294,7 +308,8 @@ async fn a_client_waits_out_the_cooldown_and_an_operator_does_not() {
 #[tokio::test(start_paused = true)]
 async fn a_full_fleet_forgets_who_sleeps_and_nobody_else() {
     let engine = Scripted::new();
-    let fleet = fleet(&engine, 8, Limits { held: 100, sessions: 2 }).await;
+    let fleet =
+        fleet(&engine, 8, Limits { held: 100, sessions: 2, running: BTreeMap::new() }).await;
     let mut awake = fleet.acquire("awake.test", Asker::Client, plan).unwrap();
     awake.ready().await.unwrap();
     let mut asleep = fleet.acquire("asleep.test", Asker::Client, plan).unwrap();
@@ -312,7 +327,8 @@ async fn a_full_fleet_forgets_who_sleeps_and_nobody_else() {
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_session_comes_back_with_a_higher_generation() {
     let engine = Scripted::new();
-    let fleet = fleet(&engine, 8, Limits { held: 100, sessions: 1 }).await;
+    let fleet =
+        fleet(&engine, 8, Limits { held: 100, sessions: 1, running: BTreeMap::new() }).await;
     let mut lease = fleet.acquire("a.test", Asker::Client, plan).unwrap();
     let first = lease.ready().await.unwrap().generation;
     drop(lease);
@@ -401,7 +417,7 @@ async fn a_storm_breaks_no_promise_and_ends_in_the_dark() {
     let seed = seed.unwrap_or_else(rand_seed);
     eprintln!("DORMOUSE_FLEET_SEED={seed}");
     let engine = Scripted::new();
-    let fleet = fleet(&engine, 3, Limits { held: 20, sessions: 6 }).await;
+    let fleet = fleet(&engine, 3, Limits { held: 20, sessions: 6, running: BTreeMap::new() }).await;
     let clients = (0..40).map(|n| client(Arc::clone(&fleet), Arc::clone(&engine), seed + n));
     join_all(clients).await;
     sleep(SECOND * 600).await;

@@ -1,6 +1,6 @@
 //! The fuzzer's corpora, and what it once found, as plain tests: see `scripts/fuzz`.
 
-#[expect(unreachable_pub, reason = "it is a crate of its own for the fuzzer")]
+#[expect(unreachable_pub, reason = "it is a crate of its own, too")]
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 

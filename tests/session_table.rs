@@ -38,24 +38,32 @@ enum Input {
     Adopt,
     Message(&'static str, Whose),
     Found,
+    Evict,
     Retire,
     Early,
     Due,
 }
 
 /// The messages that carry a generation.
-const MESSAGES: [&str; 6] =
-    ["Release", "Started", "StartFailed", "Stopped", "StopFailed", "Lost(suspended)"];
+const MESSAGES: [&str; 7] = [
+    "Release",
+    "ReleaseIgnored",
+    "Started",
+    "StartFailed",
+    "Stopped",
+    "StopFailed",
+    "Lost(suspended)",
+];
 
 fn inputs() -> Vec<Input> {
-    use Input::{Acquire, Adopt, Due, Early, Found, Message, Retire, Sleep};
-    let mut all = vec![Acquire(Asker::Client), Acquire(Asker::Operator)];
+    use Input::{Acquire, Adopt, Due, Early, Evict, Found, Message, Retire, Sleep};
+    let mut all = [Asker::Client, Asker::Operator, Asker::Ignored].map(Acquire).to_vec();
     all.extend(Depth::ALL.map(Sleep));
     for kind in MESSAGES {
         let all_of = [Whose::Current, Whose::Next, Whose::Old, Whose::Future];
         all.extend(all_of.map(|whose| Message(kind, whose)));
     }
-    all.extend([Due, Early, Found, Retire, Adopt]);
+    all.extend([Due, Early, Found, Evict, Retire, Adopt]);
     all
 }
 
@@ -67,6 +75,7 @@ impl Input {
             Self::Adopt => "adopt_policy".to_owned(),
             Self::Message(kind, whose) => format!("{kind} of {whose:?}").replace(" of Current", ""),
             Self::Found => "Found".to_owned(),
+            Self::Evict => "Evict".to_owned(),
             Self::Retire => "Retire".to_owned(),
             Self::Early => "Timer, early".to_owned(),
             Self::Due => "Timer, due".to_owned(),
@@ -103,6 +112,7 @@ impl Input {
             }
             Self::Adopt => session.adopt_policy(policy()),
             Self::Found => session.handle(Event::Found, now, &mut out),
+            Self::Evict => session.handle(Event::Evict, now, &mut out),
             Self::Retire => session.handle(Event::Retire, now, &mut out),
             Self::Early => session.handle(Event::Timer, now, &mut out),
             Self::Due => {
@@ -126,6 +136,7 @@ impl Input {
 fn message(kind: &str, generation: Generation) -> Event {
     match kind {
         "Release" => Event::Release(generation),
+        "ReleaseIgnored" => Event::ReleaseIgnored(generation),
         "Started" => Event::Started(endpoint(generation)),
         "StartFailed" => Event::StartFailed(generation, Failure::EngineBusy),
         "Stopped" => Event::Stopped(generation),
@@ -143,6 +154,7 @@ fn admitted(admission: Admission) -> String {
         Admission::Refuse(Refusal::CoolingDown(_)) => "refuse: cooling down",
         Admission::Refuse(Refusal::StopFailing(_)) => "refuse: stop failing",
         Admission::Refuse(Refusal::Retired) => "refuse: retired",
+        Admission::Refuse(Refusal::Asleep) => "refuse: asleep",
     };
     word.to_owned()
 }
@@ -231,9 +243,10 @@ fn tell(session: &Session, now: Instant) -> String {
         State::Waking { leases, deadline } => {
             write!(text, " leases={leases} deadline={}", maybe(*deadline))
         }
-        State::Awake { endpoint, woke_at, leases } => {
+        State::Awake { endpoint, woke_at, leases, ignored, since } => {
             assert_eq!(endpoint.generation, session.generation());
-            write!(text, " leases={leases} woke_at={}", from_now(*woke_at))
+            let (woke_at, since) = (from_now(*woke_at), from_now(*since));
+            write!(text, " leases={leases} ignored={ignored} woke_at={woke_at} since={since}")
         }
         State::Idle { endpoint, woke_at, since } => {
             assert_eq!(endpoint.generation, session.generation());

@@ -47,6 +47,8 @@ enum Message {
 enum Phase {
     Waits,
     Ready,
+    /// Ready, and no activity.
+    Ignored,
     /// Told that the wake failed, and not dropped yet.
     Failed,
 }
@@ -71,6 +73,8 @@ struct World {
     promised: Option<Depth>,
     /// Until when clients were told to wait, unless an operator or an edit intervenes.
     cooling: Option<Instant>,
+    /// When this life got ready, or its last lease that is activity was given back.
+    active_at: Instant,
     notes: Notes,
 }
 
@@ -115,6 +119,7 @@ impl World {
             policy,
             promised: None,
             cooling: None,
+            active_at: base,
             notes: Notes::default(),
         }
     }
@@ -129,9 +134,11 @@ impl World {
     fn step(&mut self) {
         let current = self.session.generation();
         match self.rng.below(1000) {
-            0..330 => self.acquire(Asker::Client),
+            0..280 => self.acquire(Asker::Client),
+            280..330 => self.acquire(Asker::Ignored),
             330..345 => self.acquire(Asker::Operator),
-            345..740 => self.release(),
+            345..735 => self.release(),
+            735..740 => self.event(Event::Evict),
             740..900 => self.pass(4_000),
             900..920 => self.pass(200_000),
             920..935 => self.sleep(),
@@ -165,7 +172,8 @@ impl World {
             | Event::Stopped(g)
             | Event::StopFailed(g)
             | Event::Lost(g, _) => *g != current,
-            Event::Release(g) => Some(*g) != counted,
+            Event::Release(g) | Event::ReleaseIgnored(g) => Some(*g) != counted,
+            Event::Evict => self.session.evictable(self.now).is_none(),
             Event::Timer => self.session.deadline().is_none_or(|at| self.now < at),
             Event::Found | Event::Retire => false,
         };
@@ -174,6 +182,9 @@ impl World {
             self.promised = None;
         }
         let before = void.then(|| format!("{:?}", self.session));
+        if !void && matches!(event, Event::Release(_) | Event::Started(_)) {
+            self.active_at = self.now;
+        }
         let mut effects = Vec::new();
         self.session.handle(event.clone(), self.now, &mut effects);
         if let Some(before) = before {
@@ -185,10 +196,20 @@ impl World {
 
     fn acquire(&mut self, asker: Asker) {
         let mut effects = Vec::new();
+        let would_wake = self.session.would_wake(asker, self.now);
+        let stopping = matches!(self.session.state(), State::Stopping { .. });
         let admission = self.session.acquire(asker, self.now, &mut effects);
+        let begun = effects.iter().any(|effect| matches!(effect, Effect::Start(_)));
+        assert!(would_wake || !begun, "a wake that nobody was asked about");
         match &admission {
-            Admission::Ready(endpoint) => self.leases.push((endpoint.generation, Phase::Ready)),
+            Admission::Ready(endpoint) => {
+                let ignored = asker == Asker::Ignored;
+                let phase = if ignored { Phase::Ignored } else { Phase::Ready };
+                self.leases.push((endpoint.generation, phase));
+            }
             Admission::Wait(generation) => {
+                assert_ne!(asker, Asker::Ignored, "it waits for nobody");
+                assert!(!effects.is_empty() || !would_wake || stopping, "no wake was begun");
                 let early = self.cooling.is_some_and(|until| self.now < until);
                 assert!(!early || asker == Asker::Operator, "a wake during the cooldown");
                 self.leases.push((*generation, Phase::Waits));
@@ -209,8 +230,11 @@ impl World {
     fn release(&mut self) {
         if let Some(last) = (self.leases.len() as u64).checked_sub(1) {
             let at = self.rng.below(last + 1) as usize;
-            let (generation, _) = self.leases.swap_remove(at);
-            self.event(Event::Release(generation));
+            let event = match self.leases.swap_remove(at) {
+                (generation, Phase::Ignored) => Event::ReleaseIgnored(generation),
+                (generation, _) => Event::Release(generation),
+            };
+            self.event(event);
         }
     }
 
@@ -249,7 +273,10 @@ impl World {
         let current = self.session.generation().0;
         let other = if self.rng.percent(70) { self.rng.below(current.max(1)) } else { current + 7 };
         let generation = Generation(other);
-        let event = match self.rng.below(6) {
+        let event = match self.rng.below(7) {
+            5 if self.leases.iter().all(|(g, _)| *g != generation) => {
+                Event::ReleaseIgnored(generation)
+            }
             0 => Event::Started(endpoint(generation)),
             1 => Event::StartFailed(generation, Failure::EngineBusy),
             2 => Event::Stopped(generation),
@@ -275,7 +302,7 @@ impl World {
                     self.send(if hangs { 10_000 } else { 0 }, 30_000, Message::Start(g));
                 }
                 Effect::Stop(g, to) => {
-                    let used = self.leases.contains(&(g, Phase::Ready));
+                    let used = self.uses(g);
                     assert!(!used || self.dead.contains(&g), "{g} is stopped under a lease");
                     self.calls += 1;
                     self.send(100, 8_000, Message::Stop(g, to));
@@ -285,6 +312,11 @@ impl World {
             }
         }
         self.check();
+    }
+
+    /// Whether somebody has a ready lease on it, whatever it counts for.
+    fn uses(&self, generation: Generation) -> bool {
+        [Phase::Ready, Phase::Ignored].iter().any(|p| self.leases.contains(&(generation, *p)))
     }
 
     fn answer(&mut self, generation: Generation, told: Phase) {
@@ -354,7 +386,7 @@ impl World {
     fn engine_stops(&mut self, generation: Generation, to: Depth) {
         let refused = self.rng.percent(20);
         if !refused && let Some(life) = self.engine.stop(generation, to) {
-            let used = self.leases.contains(&(life, Phase::Ready));
+            let used = self.uses(life);
             assert!(!used || self.dead.contains(&life), "{life} ends under a lease");
         }
         let answer =
@@ -397,7 +429,11 @@ impl World {
         assert_eq!(waiting + ready, self.session.leases(), "the leases are miscounted");
         if let State::Awake { endpoint, .. } | State::Idle { endpoint, .. } = self.session.state() {
             assert_eq!(endpoint.generation, current, "awake as another generation");
-            assert_eq!(ready, count(current, Phase::Ready), "the leases are miscounted");
+            let open = count(current, Phase::Ready) + count(current, Phase::Ignored);
+            assert_eq!(ready, open, "the leases are miscounted");
+        }
+        if let State::Idle { since, .. } = self.session.state() {
+            assert_eq!(*since, self.active_at, "idleness counts from what is no activity");
         }
         for (g, phase) in &self.leases {
             let stranded = *phase == Phase::Waits && Some(*g) != waits_for;

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each bench uses its own share")]
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -13,14 +14,15 @@ use dormouse::{
     engine::{Engine, EngineEvent, Error, Health, Instance, InstanceState, Life, Started},
     fleet::{Fleet, Limits},
     session::{
-        Address, Depth, Generation, Plan, Policy, Probe, Rung, SessionId, Spec, machine::Asker,
+        Address, Depth, Generation, Plan, Policy, Probe, RouteLimits, Rung, SessionId, Spec,
+        machine::Asker,
     },
 };
 use futures::stream::{self, BoxStream};
 use tokio::{runtime::Handle, sync::Notify};
 
 /// More sessions and held requests than any bench has.
-const LIMITS: Limits = Limits { held: 1_000_000, sessions: 1_000_000 };
+const LIMITS: Limits = Limits { held: 1_000_000, sessions: 1_000_000, running: BTreeMap::new() };
 /// Starts at once: they take no time.
 const STARTS: usize = 64;
 
@@ -94,6 +96,7 @@ pub(crate) fn plan(after: Duration) -> Plan {
             held_max: 1000,
         },
         probe: Probe::Engine,
+        limits: RouteLimits::default(),
         tls: None,
         spec: Spec::default(),
     }

@@ -90,7 +90,7 @@ impl Bed {
         let limits = Limits::default();
         let edge = Edge::new(table, fleet, door, Timeouts::default(), &limits);
         let proxy = http_proxy(&conf(), edge);
-        let connections = Arc::new(Connections::new(10));
+        let connections = Arc::new(Connections::new(10, 10));
         Arc::new(Listener::new(proxy, connections, &limits, &Timeouts::default()))
     }
 

@@ -10,8 +10,11 @@ use dormouse::{
     route::{EngineKind, Engines, Route, RouteError, RouteTable, canonical_host},
 };
 
+/// Holds what it says for any bytes, or panics.
+pub type Target = fn(&[u8]);
+
 /// All targets, by the names of their binaries and their corpora.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("hosts", hosts),
     ("route_file", route_file),
     ("config_file", config_file),

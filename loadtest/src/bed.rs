@@ -46,11 +46,16 @@ pub struct BedTable {
     pub teardown: Vec<String>,
 }
 
+/// What an edge is limited to when it says nothing: the whole load comes from one address.
+const LIMITS: &str =
+    "[limits]\nwakes_per_client = \"unlimited\"\nconnections_per_client = 1000000\n";
+
 /// `[bed.edges.NAME]`: a Dormouse.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct EdgeTable {
-    /// More of `dormouse.toml`; `[listen]` and, if it has none, `[engines]` are the bed's.
+    /// More of `dormouse.toml`; `[listen]` and, if it has none, `[engines]` and `[limits]` are the
+    /// bed's: no limit by client, as all clients are one.
     pub config: String,
     /// `routes/NAME.toml`.
     pub routes: BTreeMap<String, String>,
@@ -239,6 +244,9 @@ impl Bed {
         let config = self.words.fill_in(&edge.config)?;
         if !config.contains("[engines") {
             toml.push_str("[engines.local]\nkind = \"process\"\n");
+        }
+        if !config.contains("[limits") {
+            toml.push_str(LIMITS);
         }
         fs::write(folder.join("dormouse.toml"), toml + &config)?;
         for (route, text) in &edge.routes {

@@ -1,7 +1,8 @@
 //! One client: dials, asks, and says how long each phase took and what went wrong. Decides nothing.
 
 use std::{
-    fmt,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
     time::{error::Elapsed, timeout},
 };
@@ -117,6 +118,14 @@ impl Dialled {
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+async fn connect(from: Option<IpAddr>, addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let Some(from) = from else { return TcpStream::connect(addresses).await };
+    let socket = if from.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind((from, 0).into())?;
+    let same_kind = addresses.iter().find(|address| address.is_ipv4() == from.is_ipv4());
+    socket.connect(*same_kind.ok_or(io::ErrorKind::AddrNotAvailable)?).await
+}
+
 /// Dials a session's place.
 pub async fn dial(target: &Target, place: &Place) -> Result<(Box<dyn Io>, Dialled), Fault> {
     let began = Instant::now();
@@ -124,7 +133,7 @@ pub async fn dial(target: &Target, place: &Place) -> Result<(Box<dyn Io>, Dialle
     let addresses = found.map_err(|error| Fault::Resolve(format!("{error:#}")))?;
     let dns = began.elapsed();
     let began = Instant::now();
-    let stream = TcpStream::connect(&*addresses).await.map_err(|_| Fault::Connect)?;
+    let stream = connect(target.from, &addresses).await.map_err(|_| Fault::Connect)?;
     stream.set_nodelay(true).map_err(|_| Fault::Connect)?;
     let connect = began.elapsed();
     let Some(config) = target.tls() else {

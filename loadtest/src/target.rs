@@ -1,7 +1,11 @@
 //! Who is measured: a URL whose `{n}` is the session's number, and the promise that it is ours.
 //! Sends nothing itself.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, bail, ensure};
 use url::{Host, Url};
@@ -23,6 +27,8 @@ pub struct Target {
     host: Option<String>,
     connect: Option<String>,
     owned: bool,
+    /// The address to come from, when it is not left to the kernel.
+    pub from: Option<IpAddr>,
     tls: Option<Arc<rustls::ClientConfig>>,
     h2: bool,
 }
@@ -34,6 +40,10 @@ pub struct Reach {
     /// Connect here instead of where the URL's host resolves to: `ADDRESS:PORT`.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub connect: Option<String>,
+    /// Come from this address of this machine: limits by client see another client. All of
+    /// 127.0.0.0/8 is there.
+    #[arg(long, value_name = "ADDRESS")]
+    pub from: Option<IpAddr>,
     /// The Host header (and the name in TLS), when it is not the URL's host; an n in braces is the
     /// session's number.
     #[arg(long, value_name = "NAME")]
@@ -85,6 +95,7 @@ impl Target {
             host: reach.host.clone(),
             connect: reach.connect.clone(),
             owned: reach.i_own_this_target,
+            from: reach.from,
             tls,
             h2: reach.http2,
         };

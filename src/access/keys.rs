@@ -122,8 +122,6 @@ fn make(file: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;

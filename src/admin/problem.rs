@@ -65,6 +65,19 @@ impl Problem {
             Refusal::SessionFull => {
                 ("session_full", "wake.held_max requests wait for this session already", soon)
             }
+            Refusal::RouteFull => {
+                ("route_full", "the route's limits.held requests are held already", soon)
+            }
+            Refusal::ClientRate(after) | Refusal::RouteRate(after) => {
+                ("wake_rate", "as many wakes were begun as may be", after)
+            }
+            Refusal::RouteRunning => {
+                ("route_running", "the route's limits.running instances run already", soon)
+            }
+            Refusal::EngineRunning => {
+                ("engine_running", "as many instances of its engine run as may", soon)
+            }
+            Refusal::Asleep => ("asleep", "it is not awake", soon),
             Refusal::HeldFull => ("held_full", "limits.held requests are held already", soon),
             Refusal::SessionsFull => {
                 ("sessions_full", "limits.sessions sessions are in use already", soon)

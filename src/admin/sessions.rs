@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Shared, problem::Problem};
 use crate::{
-    fleet::{Held, SessionView},
+    fleet::{Held, Running, SessionView},
     route::canonical_host,
     session::{
         Depth,
@@ -41,6 +41,8 @@ pub(super) struct ListAnswer {
     sessions: Vec<SessionView>,
     /// How many there are, with those that `limit` left out.
     total: usize,
+    /// How many instances are awake, waking or stopping.
+    running: Running,
 }
 
 pub(super) async fn list(
@@ -56,7 +58,8 @@ pub(super) async fn list(
     sessions.retain(|session| state.as_deref().is_none_or(|state| state == session.state));
     let total = sessions.len();
     sessions.truncate(limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX));
-    Ok(Json(ListAnswer { sessions, total }))
+    let running = shared.admin.fleet.running();
+    Ok(Json(ListAnswer { sessions, total, running }))
 }
 
 pub(super) async fn one(

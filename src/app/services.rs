@@ -116,14 +116,15 @@ pub(super) struct Expiry(pub(super) Arc<Certs>);
 #[async_trait]
 impl BackgroundService for Expiry {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        for hour in 0_u64.. {
-            for pair in self.0.expiring().iter().filter(|_| hour % 24 == 0) {
-                let (file, names) = (pair.file.display(), &pair.names);
-                tracing::warn!(%file, ?names, days = pair.days_left(), "a certificate ends soon");
-            }
+        // What ends soon is told when it is read, and then once a day.
+        for hour in 1_u64.. {
             tokio::select! {
                 () = sleep(HOUR) => {}
                 _ = shutdown.changed() => return,
+            }
+            self.0.count();
+            if hour % 24 == 0 {
+                self.0.tell_expiring();
             }
         }
     }

@@ -19,8 +19,8 @@ use super::Pair;
 /// The authority's folder within the state folder.
 pub const DEV_FOLDER: &str = "dev-ca";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// What browsers take of an authority that somebody has added by hand.
-const LEAF_AGE: Duration = Duration::from_secs(397 * 24 * 60 * 60);
+/// As long as a public one may be at most, and shorter than what any client takes.
+const LEAF_AGE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const AUTHORITY_AGE: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 /// What ends sooner is made anew.
 const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);

@@ -19,11 +19,11 @@ use super::{
 use crate::{
     config::Config,
     route::{
-        Protocol, Route, RouteTable,
+        ClientTls, Protocol, RateText, Route, RouteTable, WakeOn,
         access::{Access, Origin},
         canonical_host,
     },
-    session::{Plan, Probe},
+    session::{Plan, Probe, RouteLimits},
 };
 
 /// An edge that runs answers within this; one that does not is not waited for.
@@ -59,7 +59,9 @@ struct Explanation {
     image: Option<String>,
     ready: String,
     wake: WakePart,
+    limits: LimitsPart,
     idle: IdlePart,
+    https: String,
     upstream: String,
     access: AccessPart,
     /// The session as the running edge has it; `null` when it has none, or cannot be reached.
@@ -89,6 +91,53 @@ struct EnginePart {
 struct WakePart {
     timeout: String,
     held_max: u32,
+}
+
+/// What is in the session's way before it may wake.
+#[derive(Serialize)]
+struct LimitsPart {
+    /// `unlimited`, or a rate.
+    wakes_per_client: String,
+    /// Of the whole route: `unlimited`, or a rate.
+    wakes: String,
+    /// Of the whole route; `null` for as many as the edge holds.
+    held: Option<u32>,
+    /// Of the whole route.
+    running: Option<u32>,
+    /// Of the engine.
+    engine_running: Option<u32>,
+    when_full: &'static str,
+    /// Instances of the route that are awake, waking or stopping; `null` where no edge says so.
+    running_now: Option<u64>,
+}
+
+impl LimitsPart {
+    fn of(route: &Route, config: &Config, running_now: Option<u64>) -> Self {
+        let recipe = &route.recipe;
+        let RouteLimits { held, running, when_full } = recipe.limits;
+        Self {
+            wakes_per_client: config.limits.wakes_per_client.to_string(),
+            wakes: RateText(recipe.wakes).to_string(),
+            held,
+            running,
+            engine_running: config.running.get(&*recipe.engine).copied(),
+            when_full: when_full.as_str(),
+            running_now,
+        }
+    }
+
+    fn in_words(&self, engine: &str) -> String {
+        let mut parts =
+            vec![format!("wakes {} a client, {} the route", self.wakes_per_client, self.wakes)];
+        parts.extend(self.held.map(|held| format!("{held} held of the route")));
+        parts.extend(self.running.map(|most| format!("{most} running of the route")));
+        parts.extend(self.engine_running.map(|most| format!("{most} running on {engine}")));
+        if self.running.or(self.engine_running).is_some() {
+            parts.push(format!("when full: {}", self.when_full));
+        }
+        parts.extend(self.running_now.map(|now| format!("{now} of the route run now")));
+        parts.join("; ")
+    }
 }
 
 #[derive(Serialize)]
@@ -131,8 +180,19 @@ impl Explain {
             return Err(no_route(&self.host, &config, &table));
         };
         let (live, acme) = tokio::join!(self.live(), self.acme());
-        let explanation = Explanation::of(&self.host, route, &config, live, acme);
+        let running = self.running(&route.name).await;
+        let limits = LimitsPart::of(route, &config, running);
+        let explanation = Explanation::of(&self.host, route, &config, limits, live, acme);
         if self.target.json { print_json(&explanation) } else { print(&explanation.in_words()) }
+    }
+
+    /// How many instances of the route run, where an edge says so.
+    async fn running(&self, route: &str) -> Option<u64> {
+        let client = Target { json: false, ..self.target.clone() }.client().ok()?;
+        let answer =
+            client.ask(Method::GET, &["v1", "sessions"], &[("limit", "0")], Some(LIVE_MAX));
+        let routes = answer.await.ok()?.body.get("running")?.get("routes")?.clone();
+        Some(routes.get(route).and_then(Value::as_u64).unwrap_or(0))
     }
 
     /// The host's own name among those that are ordered, or else its wildcard.
@@ -169,7 +229,14 @@ impl Explain {
 }
 
 impl Explanation {
-    fn of(host: &str, route: &Route, config: &Config, live: Live, acme: Value) -> Self {
+    fn of(
+        host: &str,
+        route: &Route,
+        config: &Config,
+        limits: LimitsPart,
+        live: Live,
+        acme: Value,
+    ) -> Self {
         let plan = route.plan(host);
         let names = route.host.captures().iter().cloned();
         let values = route.host.values(host).unwrap_or_default();
@@ -204,10 +271,12 @@ impl Explanation {
                 timeout: format_duration(policy.wake_timeout).to_string(),
                 held_max: policy.held_max,
             },
+            limits,
             idle: IdlePart {
                 sleep: sleep.collect(),
                 min_awake: format_duration(policy.min_awake).to_string(),
             },
+            https: https(route),
             upstream: upstream(route, &plan),
             access: AccessPart::of(&route.recipe.access),
             image: plan.spec.image,
@@ -239,8 +308,10 @@ impl Explanation {
         lines.extend([
             ("ready", format!("{}, within {}", self.ready, self.wake.timeout)),
             ("held", format!("at most {} requests while it wakes", self.wake.held_max)),
+            ("limits", self.limits.in_words(&self.engine.name)),
             ("sleeps", rungs.join(", then ")),
             ("awake", format!("at least {} after a wake", self.idle.min_awake)),
+            ("https", self.https.clone()),
             ("upstream", self.upstream.clone()),
             ("access", self.access.in_words()),
         ]);
@@ -303,6 +374,21 @@ fn ready(probe: &Probe) -> String {
         Probe::Http { path, status: None } => format!("when GET {path} answers below 500"),
         Probe::Engine => "when its engine says that it is healthy".to_owned(),
     }
+}
+
+/// What a client is told about HTTPS, and what it may wake by it.
+fn https(route: &Route) -> String {
+    let ClientTls { redirect, hsts } = &route.recipe.client_tls;
+    let plain = if *redirect { "plain HTTP is redirected" } else { "plain HTTP is served, too" };
+    let hsts = hsts.as_ref().and_then(|hsts| hsts.to_str().ok());
+    let mut text = plain.to_owned();
+    if let Some(hsts) = hsts {
+        text += &format!("; Strict-Transport-Security: {hsts}");
+    }
+    if route.recipe.wake_on == WakeOn::Sni {
+        text += "; wakes at the TLS handshake";
+    }
+    text
 }
 
 fn upstream(route: &Route, plan: &Plan) -> String {

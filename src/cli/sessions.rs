@@ -1,6 +1,9 @@
 //! `dormouse sessions`, `wake` and `sleep`: the admin API's sessions for people and for scripts.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use clap::Args;
 use comfy_table::{Table, presets};
@@ -18,7 +21,10 @@ use crate::{admin::STATES, route::canonical_host, session::Depth};
 /// More of an engine's complaint does not fit into a line; `--json` has it whole.
 const ERROR_SHOWN: usize = 60;
 
-/// Lists the sessions that a running edge knows.
+/// More routes do not fit into a line; `--json` has them all.
+const ROUTES_SHOWN: usize = 10;
+
+/// Lists the sessions that a running edge knows, and how many of them run.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 SINCE is the time since the session last woke or went to sleep, SLEEPS when and how deep it will
@@ -111,6 +117,39 @@ struct Moment {
 struct List {
     sessions: Vec<Session>,
     total: usize,
+    #[serde(default)]
+    running: Running,
+}
+
+/// How many instances are awake, waking or stopping.
+#[derive(Default, Deserialize)]
+struct Running {
+    engines: BTreeMap<String, RunningOf>,
+    routes: BTreeMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct RunningOf {
+    running: usize,
+    limit: Option<usize>,
+}
+
+impl Running {
+    /// By engine, then by route.
+    fn in_words(&self) -> Option<String> {
+        let engines = self.engines.iter().map(|(name, of)| match of.limit {
+            Some(limit) => format!("{} of at most {limit} on {name}", of.running),
+            None => format!("{} on {name}", of.running),
+        });
+        let engines: Vec<_> = engines.collect();
+        let routes = self.routes.iter().map(|(name, running)| format!("{running} of {name}"));
+        let shown: Vec<_> = routes.take(ROUTES_SHOWN).collect();
+        let more = self.routes.len().saturating_sub(ROUTES_SHOWN);
+        let more = if 0 < more { format!(" and of {more} more routes") } else { String::new() };
+        let routes =
+            if shown.is_empty() { String::new() } else { format!("; {}{more}", shown.join(", ")) };
+        (!engines.is_empty()).then(|| format!("running: {}{routes}", engines.join(", ")))
+    }
 }
 
 #[derive(Deserialize)]
@@ -136,12 +175,15 @@ impl Sessions {
         if self.target.json {
             return print_json(&answer.body);
         }
-        let List { sessions, total } = read(answer.body)?;
+        let List { sessions, total, running } = read(answer.body)?;
         if sessions.is_empty() {
             remark("no sessions");
             return Ok(());
         }
         print(&table(&sessions))?;
+        if let Some(running) = running.in_words() {
+            remark(&running);
+        }
         let left_out = total.saturating_sub(sessions.len());
         if 0 < left_out {
             remark(&format!("and {left_out} more: see --limit and --state"));

@@ -65,7 +65,9 @@ pub(super) fn parse(
     check.http2(&http2);
     check.timeouts(&timeouts);
     let links = check.links(links);
-    let engines = check.engines(engines.unwrap_or_else(default_engines));
+    let engines = engines.unwrap_or_else(default_engines);
+    let running = check.running(&engines);
+    let engines = check.engines(engines);
     let acme = acme.map(|table| acme::check(table, &listen, check.base, &mut check.found));
     let admin = Admin { token_file: admin.token_file.map(|path| base.join(path)) };
     let paths = Paths {
@@ -93,6 +95,7 @@ pub(super) fn parse(
         access_log,
         acme,
         engines,
+        running,
     })
 }
 
@@ -193,6 +196,8 @@ impl Check<'_> {
             ("held", limits.held),
             ("starts", limits.starts),
             ("connections", limits.connections),
+            ("connections_per_client", limits.connections_per_client),
+            ("clients", limits.clients),
             ("sessions", limits.sessions),
             ("headers", limits.headers),
         ];
@@ -253,6 +258,16 @@ impl Check<'_> {
         for (key, _) in all.iter().filter(|(_, timeout)| timeout.is_zero()) {
             self.found.value(&["timeouts", key], format!("`{key}` must be more than nothing"));
         }
+    }
+
+    fn running(&mut self, tables: &BTreeMap<String, EngineTable>) -> BTreeMap<String, u32> {
+        let limited =
+            tables.iter().filter_map(|(name, table)| Some((name.clone(), table.running?)));
+        let limits: BTreeMap<_, _> = limited.collect();
+        for (name, _) in limits.iter().filter(|(_, limit)| **limit == 0) {
+            self.found.value(&["engines", name, "running"], "`running` starts at 1");
+        }
+        limits
     }
 
     fn links(&mut self, table: LinksTable) -> Links {

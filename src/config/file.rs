@@ -15,7 +15,7 @@ use super::{
     listen::{ListenTable, Tls},
 };
 use crate::route::{
-    EngineKind,
+    EngineKind, Rate, RateText,
     text::{self, AddressText, DurationText, SizeText, Text, duration, size},
 };
 
@@ -82,12 +82,24 @@ pub struct Limits {
     /// The most requests held in all; the next one gets 503.
     #[schemars(range(min = 1))]
     pub held: u32,
-    /// The most starts at once, per engine; the next one waits.
+    /// The most starts at once, per engine; the next one waits. The clients that wait take turns.
     #[schemars(range(min = 1))]
     pub starts: u32,
     /// The most connections from clients; the next one is closed at once.
     #[schemars(range(min = 1))]
     pub connections: u32,
+    /// The most connections from one client (an IPv4 address, or the /64 of an IPv6 address); the
+    /// next one is closed at once. An HTTP/2 connection is one, whatever it carries.
+    #[schemars(range(min = 1))]
+    pub connections_per_client: u32,
+    /// How often the requests of one client may begin a wake: `"60/m burst 120"` lets 120 at once
+    /// pass and then one a second, `"unlimited"` all; the next one gets 429 with `Retry-After`. A
+    /// request to a session that wakes already, or is awake, does not count.
+    pub wakes_per_client: RateText,
+    /// The most clients whose wakes are counted one by one. Who comes when so many have begun wakes
+    /// of late is counted together with a few others.
+    #[schemars(range(min = 1))]
+    pub clients: u32,
     /// The most sessions kept in memory; those long asleep are forgotten first.
     #[schemars(range(min = 1))]
     pub sessions: u32,
@@ -195,13 +207,17 @@ pub(crate) struct LogTable {
     pub(crate) access: Option<PathBuf>,
 }
 
-/// `[engines.NAME]`. All but `kind` is for `kind = "docker"`.
+/// `[engines.NAME]`. All but `kind` and `running` is for `kind = "docker"`.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EngineTable {
     /// `"process"`: a command per session on this machine. `"docker"`: containers of a Docker
     /// daemon.
     pub(crate) kind: KindWord,
+    /// The most instances that are awake, waking or stopping at once; `limits.when_full` of a route
+    /// says what becomes of one more. Default: as many as come.
+    #[schemars(range(min = 1))]
+    pub(crate) running: Option<u32>,
     /// Where the Docker daemon is: `unix:///path`, `tcp://HOST:PORT`, `https://HOST:PORT` (TLS) or
     /// `ssh://[USER@]HOST[:PORT]`. Default: `DOCKER_HOST` (with `DOCKER_TLS_VERIFY` and
     /// `DOCKER_CERT_PATH`), else `unix:///var/run/docker.sock`.
@@ -242,6 +258,7 @@ impl EngineTable {
     pub(crate) fn of(kind: KindWord) -> Self {
         Self {
             kind,
+            running: None,
             endpoint: None,
             tls_ca: None,
             tls_cert: None,
@@ -267,10 +284,14 @@ impl Default for LinksTable {
 
 impl Default for Limits {
     fn default() -> Self {
+        let wakes = Rate { count: 60, per: Duration::from_secs(60), burst: 120 };
         Self {
             held: 10_000,
             starts: 8,
             connections: 50_000,
+            connections_per_client: 1000,
+            wakes_per_client: RateText(Some(wakes)),
+            clients: 65_536,
             sessions: 100_000,
             head: 64 * 1024,
             headers: 200,

@@ -23,7 +23,8 @@ const OURS: &str = "x-dormouse-";
 /// Who came in, as far as the rest of the request's way is concerned.
 #[derive(Debug, Default)]
 pub(super) struct Entered {
-    entry: Box<Entry>,
+    /// `None` where everybody may.
+    entry: Option<Box<Entry>>,
     /// What the 101 must select where the instance selects no protocol.
     selects: Option<HeaderValue>,
     /// Ends the connection to the instance when the access ends; stopped when the request does.
@@ -52,13 +53,14 @@ pub(super) async fn enter(
 ) -> std::result::Result<Entered, Closed> {
     let (decision, without) = decide(door, downstream, target, is_upgrade).await;
     match decision {
+        Decision::Open => Ok(Entered::default()),
         Decision::Allow(entry) => {
             let request = downstream.req_header_mut();
             if entry.hides_password {
                 request.remove_header(&header::AUTHORIZATION);
             }
             let selects = strip(request, without).map_err(|_| Answer::Internal)?;
-            Ok(Entered { entry, selects, cut: None })
+            Ok(Entered { entry: Some(entry), selects, cut: None })
         }
         Decision::Exchange { cookie, location } => {
             let no_referrer = HeaderValue::from_static("no-referrer");
@@ -150,7 +152,8 @@ impl Entered {
         for forged in forged.collect::<Vec<_>>() {
             upstream.remove_header(&forged);
         }
-        let Entry { user, access: by, headers, .. } = &*self.entry;
+        let Some(entry) = &self.entry else { return Ok(()) };
+        let Entry { user, access: by, headers, .. } = &**entry;
         for (spelled, value) in headers {
             upstream.append_header(spelled.spelled.clone(), value.clone())?;
         }
@@ -175,7 +178,7 @@ impl Entered {
 
     /// What ends, where what is open ends with it.
     pub(super) fn grant(&self) -> Option<&Arc<Grant>> {
-        self.entry.grant.as_ref()
+        self.entry.as_ref()?.grant.as_ref()
     }
 
     /// Whether what it came in by has ended meanwhile.

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::{
     client::{self, Peer},
+    connections::Place,
     early::{Early, Unseen},
     proxy_protocol,
     tls::{self, Handshakes, TlsError, Told},
@@ -21,6 +22,7 @@ use crate::{
     acme::Acme,
     certs::Certs,
     config::{Config, Networks},
+    fleet::Origin,
     metrics::METRICS,
 };
 
@@ -84,17 +86,21 @@ impl Entrances {
         self
     }
 
-    /// The client behind a socket; `None` if there is none to serve.
-    pub(super) async fn arrive(&self, stream: Stream) -> Option<Arrival> {
+    /// The client behind a socket, counted in its place; `None` if there is none to serve.
+    pub(super) async fn arrive(&self, stream: Stream, place: &mut Place) -> Option<Arrival> {
         let digest = stream.get_socket_digest();
         let address = digest.as_deref().and_then(client::socket_peer);
         let local = digest.as_deref().and_then(|digest| digest.local_addr()?.as_inet().copied());
         let Some(entrance) = local.and_then(|local| self.at(local)) else {
             let peer = Peer::new(address, &self.trusted);
+            if !has_room(place, &peer) {
+                return None;
+            }
             return Some(Arrival { stream, peer, told: None, early: None });
         };
         let local = local.map(|local| local.ip().to_canonical());
-        let through = timeout(self.within, self.pass(entrance, stream, address, local)).await;
+        let pass = self.pass(entrance, stream, place, address, local);
+        let through = timeout(self.within, pass).await;
         let (arrived, result) = match through {
             Ok(Ok(arrival)) => (Some(arrival), "ok"),
             Ok(Err(refused)) => (None, refused),
@@ -119,18 +125,29 @@ impl Entrances {
         &self,
         entrance: &Entrance,
         mut stream: Stream,
-        mut address: Option<IpAddr>,
+        place: &mut Place,
+        address: Option<IpAddr>,
         local: Option<IpAddr>,
     ) -> Result<Arrival, &'static str> {
-        if entrance.proxy_protocol {
+        let peer = if entrance.proxy_protocol {
             if !address.is_some_and(|address| self.trusted.contain(address)) {
                 return Err("untrusted_proxy");
             }
             let said = proxy_protocol::read(&mut stream).await;
             let said = said.map_err(|error| failed("proxy_header", address, &error))?;
-            address = said.or(address);
+            match said {
+                Some(client) => Peer::new(Some(client), &self.trusted),
+                // A proxy of connections adds nothing to requests: what is in them is no word of
+                // its own.
+                None => Peer::untrusted(address),
+            }
+        } else {
+            Peer::new(address, &self.trusted)
+        };
+        // Before the handshake, which costs more than all else here.
+        if !has_room(place, &peer) {
+            return Err("client_full");
         }
-        let peer = Peer::new(address, &self.trusted);
         let Some(tls) = &entrance.tls else {
             return Ok(Arrival { stream, peer, told: None, early: None });
         };
@@ -143,6 +160,12 @@ impl Entrances {
         })?;
         Ok(Arrival { stream, told: Some(told), early: early.flatten(), peer })
     }
+}
+
+/// Whether the peer may have one more connection. One that is trusted brings many clients.
+fn has_room(place: &mut Place, peer: &Peer) -> bool {
+    let client = peer.address.filter(|_| !peer.is_trusted()).map(Origin::from);
+    client.is_none_or(|client| place.is_for(client))
 }
 
 /// The word of the metric. Who leaves without a word, as a health check does, has not failed.

@@ -24,6 +24,11 @@ impl Peer {
         Self { address, trusted: is_trusted.then(|| Arc::clone(trusted)) }
     }
 
+    /// One whose headers are the word of somebody behind it, whoever that is.
+    pub(super) fn untrusted(address: Option<IpAddr>) -> Self {
+        Self { address: address.map(|address| address.to_canonical()), trusted: None }
+    }
+
     /// Whether it may speak for others.
     pub(super) fn is_trusted(&self) -> bool {
         self.trusted.is_some()

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::client::Peer;
+use super::{admit::Admission, client::Peer};
 use crate::{
-    fleet::{Fleet, Lease},
+    fleet::{Fleet, Lease, Origin},
     metrics::METRICS,
     route::{Route, RouteTable, WakeOn},
     session::machine::Asker,
@@ -20,6 +20,7 @@ use crate::{
 pub struct Unseen {
     table: Arc<ArcSwap<RouteTable>>,
     fleet: Arc<Fleet>,
+    admission: Arc<Admission>,
 }
 
 /// A lease that waits for the first request of its connection. It is given back with the
@@ -31,9 +32,13 @@ pub(super) struct Early {
 }
 
 impl Unseen {
-    /// Wakes the sessions of `table` in `fleet`.
-    pub fn new(table: Arc<ArcSwap<RouteTable>>, fleet: Arc<Fleet>) -> Self {
-        Self { table, fleet }
+    /// Wakes the sessions of `table` in `fleet`, as often as `admission` lets a client.
+    pub fn new(
+        table: Arc<ArcSwap<RouteTable>>,
+        fleet: Arc<Fleet>,
+        admission: Arc<Admission>,
+    ) -> Self {
+        Self { table, fleet, admission }
     }
 
     /// A lease on the session of this canonical host, where its route wants it.
@@ -44,14 +49,15 @@ impl Unseen {
             return None;
         }
         // What refuses it refuses the request, too, and says why.
-        let lease = self.fleet.acquire(host, Asker::Client, || route.plan(host)).ok()?;
+        let origin = peer.address.map(Origin::from);
+        let lease = self.admission.lease(&self.fleet, host, route, Asker::Client, origin).ok()?;
         METRICS.leases_at_sni.inc();
         Some(Early { host: host.into(), lease })
     }
 }
 
-/// The one place that decides whether this client may wake a session of this route before it has
-/// asked for anything: access and the wake rates by its address.
+/// Whether this client may wake a session of this route before it has asked for anything, as far
+/// as access goes.
 fn may_wake(route: &Route, peer: &Peer) -> bool {
     // Whom a trusted proxy speaks for is known with the request only.
     !peer.is_trusted() && route.recipe.access.admits_address(peer.address)

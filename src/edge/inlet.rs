@@ -30,6 +30,8 @@ use crate::config::{Limits, Timeouts};
 const EARLY_MAX: usize = 64 * 1024;
 /// What is read at once of a head that does not come in one piece, or that is a connection's first.
 const PIECE: usize = 1024;
+/// What is read behind a head that was refused, while requests before it are under way.
+const THROWN_AWAY_MAX: usize = 64 * 1024;
 /// How long a client that was refused may take to read that, and how much it may send meanwhile.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_MAX: usize = 1024 * 1024;
@@ -120,8 +122,11 @@ pub(super) struct Inlet {
     ready: usize,
     /// HTTP/2, or upgraded: bytes are not ours to look at.
     is_raw: bool,
-    /// Nothing is read any more.
+    /// Nothing is read for Pingora any more.
     is_closed: bool,
+    /// Behind a head that was refused.
+    thrown_away: usize,
+    has_left: bool,
     body: BodyPace,
     head: Duration,
     /// When the head that is being read must be complete; runs from its first byte, for a
@@ -140,6 +145,8 @@ impl Inlet {
             ready: 0,
             is_raw: is_http2,
             is_closed: false,
+            thrown_away: 0,
+            has_left: false,
             body: BodyPace::new(terms.body),
             head: terms.head,
             until: Some(Instant::now() + terms.head),
@@ -200,7 +207,7 @@ impl Inlet {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.is_closed {
-            return Poll::Ready(self.end());
+            return self.poll_closed(cx, stream);
         }
         if in_request {
             (self.until, self.alarm) = (None, None);
@@ -306,6 +313,25 @@ impl Inlet {
             }
         }
         Poll::Ready(self.end())
+    }
+
+    /// Behind a head that was refused: an end of the client is one, whatever else comes is none, as
+    /// requests before that head may be under way. It is thrown away, up to a limit.
+    fn poll_closed(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<()>> {
+        if self.heads.refusal.get().is_none() || self.has_left {
+            return Poll::Ready(self.end());
+        }
+        while self.thrown_away < THROWN_AWAY_MAX {
+            let mut bytes = [0; 1024];
+            let mut bytes = ReadBuf::new(&mut bytes);
+            let read = std::task::ready!(Pin::new(&mut *stream).poll_read(cx, &mut bytes));
+            if read.is_err() || bytes.filled().is_empty() {
+                self.has_left = true;
+                return Poll::Ready(self.end());
+            }
+            self.thrown_away += bytes.filled().len();
+        }
+        Poll::Pending
     }
 
     /// What Pingora finds where nothing is read any more.

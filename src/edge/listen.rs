@@ -91,8 +91,8 @@ impl ServerApp for Listener {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let place = self.connections.enter()?;
-        let arrival = self.entrances.arrive(stream).await?;
+        let mut place = self.connections.enter()?;
+        let arrival = self.entrances.arrive(stream, &mut place).await?;
         let guarded = Box::new(Guarded::new(arrival, place, &self.terms));
         self.proxy.process_new(guarded, shutdown).await;
         None

@@ -13,12 +13,18 @@ use crate::{
     access::{Flaw, Refusal as Closed},
     fleet::{HoldEnd, Phase, Refusal},
     metrics::METRICS,
+    route::StaticAnswer,
     session::Failure,
 };
 
 /// How long a body that nobody wants is taken in all, and how long each read of it may take.
 const LINGER_MAX: Duration = Duration::from_secs(30);
 const LINGER_READ_MAX: Duration = Duration::from_secs(5);
+
+/// When to ask again where no instance more may run: one of them must end first.
+const RUNNING_RETRY: Duration = Duration::from_secs(10);
+/// When a monitor or a crawler is told to ask again.
+const IGNORED_RETRY: Duration = Duration::from_secs(60);
 
 /// How a request ended without, or before, an answer of the instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub(super) enum Answer {
     Unframed(framing::Refusal),
     /// The request's body came too slowly.
     BodyTimedOut,
+    /// The route ignores such requests, and the session is not awake.
+    Ignored(u16),
     /// It may not enter.
     Access(Closed),
     /// What it came in by has ended.
@@ -89,12 +97,18 @@ impl Answer {
             Self::NoSuchHost | Self::NoSuchChallenge | Self::Refused(Refusal::Retired) => 404,
             Self::WakeFailed(Failure::Retired, _) => 404,
             Self::BodyTimedOut => 408,
+            Self::Refused(Refusal::ClientRate(_) | Refusal::RouteRate(_)) => 429,
+            Self::Ignored(status) => status,
             Self::Internal => 500,
             Self::NotListening | Self::Broken => 502,
             Self::WakeFailed(Failure::EngineRefused | Failure::Died, _) => 502,
             Self::Refused(
                 Refusal::SessionFull
+                | Refusal::RouteFull
                 | Refusal::HeldFull
+                | Refusal::RouteRunning
+                | Refusal::EngineRunning
+                | Refusal::Asleep
                 | Refusal::SessionsFull
                 | Refusal::CoolingDown(_)
                 | Refusal::StopFailing(_)
@@ -131,7 +145,13 @@ impl Answer {
             Self::Exchanged => "link_exchanged",
             Self::Elsewhere(_) => "elsewhere",
             Self::Refused(Refusal::SessionFull) => "session_full",
+            Self::Refused(Refusal::RouteFull) => "route_full",
             Self::Refused(Refusal::HeldFull) => "held_full",
+            Self::Refused(Refusal::ClientRate(_)) => "client_rate",
+            Self::Refused(Refusal::RouteRate(_)) => "route_rate",
+            Self::Refused(Refusal::RouteRunning) => "route_running",
+            Self::Refused(Refusal::EngineRunning) => "engine_running",
+            Self::Ignored(_) | Self::Refused(Refusal::Asleep) => "ignored",
             Self::Refused(Refusal::SessionsFull) => "sessions_full",
             Self::Refused(Refusal::CoolingDown(_)) => "cooling_down",
             Self::Refused(Refusal::StopFailing(_)) => "stop_failing",
@@ -150,9 +170,14 @@ impl Answer {
     fn retry_after(self) -> Option<Duration> {
         let one = Duration::from_secs(1);
         match self {
-            Self::Refused(Refusal::CoolingDown(after) | Refusal::StopFailing(after)) => {
-                Some(after.max(one))
-            }
+            Self::Refused(
+                Refusal::CoolingDown(after)
+                | Refusal::StopFailing(after)
+                | Refusal::ClientRate(after)
+                | Refusal::RouteRate(after),
+            ) => Some(after.max(one)),
+            Self::Refused(Refusal::RouteRunning | Refusal::EngineRunning) => Some(RUNNING_RETRY),
+            Self::Ignored(503) => Some(IGNORED_RETRY),
             Self::Refused(_) | Self::WakeFailed(..) | Self::Access(_) => {
                 matches!(self.status(), 503 | 504).then_some(one)
             }
@@ -181,8 +206,26 @@ impl Answer {
             Self::ToHttps(_) => ("Use HTTPS", "This host is served over HTTPS."),
             Self::Unframed(refusal) => ("Bad request", refusal.says()),
             Self::BodyTimedOut => ("Request too slow", "The request's body came too slowly."),
-            Self::Refused(Refusal::SessionFull | Refusal::HeldFull | Refusal::SessionsFull) => {
-                ("Too many requests are waiting", "Try again in a moment.")
+            Self::Refused(
+                Refusal::SessionFull
+                | Refusal::RouteFull
+                | Refusal::HeldFull
+                | Refusal::SessionsFull,
+            ) => ("Too many requests are waiting", "Try again in a moment."),
+            Self::Refused(Refusal::ClientRate(_)) => (
+                "Too many sessions started",
+                "Too many sessions were started from your address. Wait a little, and try again.",
+            ),
+            Self::Refused(Refusal::RouteRate(_)) => (
+                "Too many sessions started",
+                "Too many sessions were started of late. Wait a little, and try again.",
+            ),
+            Self::Refused(Refusal::RouteRunning | Refusal::EngineRunning) => (
+                "No room for the session",
+                "As many sessions run as may at once. Try again when one has ended.",
+            ),
+            Self::Ignored(_) | Self::Refused(Refusal::Asleep) => {
+                ("The session is asleep", "Requests such as this one do not wake it.")
             }
             Self::Refused(Refusal::CoolingDown(_)) => {
                 ("The session could not be started", "It failed a moment ago. Try again shortly.")
@@ -274,7 +317,9 @@ pub(super) async fn send_with(
     if ends || !downstream.as_downstream_mut().is_body_empty() {
         downstream.set_keepalive(None);
     }
-    let (body, kind) = if page {
+    let (body, kind) = if status == 204 {
+        return send_empty(downstream, status, id).await;
+    } else if page {
         (html(answer, id), "text/html; charset=utf-8")
     } else {
         (problem(answer, id), "application/problem+json")
@@ -299,6 +344,54 @@ pub(super) async fn send_with(
     downstream.write_response_header(Box::new(header), head_only).await?;
     if !head_only {
         downstream.write_response_body(Some(Bytes::from(body)), true).await?;
+        linger(downstream).await;
+    }
+    Ok(())
+}
+
+async fn send_empty(downstream: &mut Downstream, status: u16, id: &str) -> Result<()> {
+    let mut header = ResponseHeader::build(status, Some(2))?;
+    header.insert_header(header::CACHE_CONTROL, "no-store")?;
+    header.insert_header("x-request-id", id)?;
+    downstream.write_response_header(Box::new(header), true).await?;
+    linger(downstream).await;
+    Ok(())
+}
+
+/// Sends an answer that a route gives by itself. The connection is kept where the request had no
+/// body left to read.
+pub(super) async fn send_static(
+    downstream: &mut Downstream,
+    answer: &StaticAnswer,
+    target: &Target,
+    id: &str,
+) -> Result<()> {
+    let method = &downstream.req_header().method;
+    let (asks, head_only) = (method == Method::GET, method == Method::HEAD);
+    let allowed = asks || head_only;
+    let is_upgrade = downstream.req_header().headers.contains_key(header::UPGRADE);
+    if is_upgrade || !downstream.as_downstream_mut().is_body_empty() {
+        downstream.set_keepalive(None);
+    }
+    let (status, body) = match allowed {
+        true => (answer.status, answer.body.clone()),
+        false => (405, Bytes::new()),
+    };
+    if status == 204 {
+        return send_empty(downstream, status, id).await;
+    }
+    let mut header = ResponseHeader::build(status, Some(4))?;
+    if allowed {
+        header.insert_header(header::CONTENT_TYPE, answer.content_type.clone())?;
+    } else {
+        header.insert_header(header::ALLOW, "GET, HEAD")?;
+    }
+    header.insert_header(header::CONTENT_LENGTH, body.len())?;
+    header.insert_header("x-request-id", id)?;
+    headers::hsts(&mut header, downstream, target)?;
+    downstream.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        downstream.write_response_body(Some(body), true).await?;
         linger(downstream).await;
     }
     Ok(())

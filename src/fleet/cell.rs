@@ -13,7 +13,12 @@ use std::{
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Fleet, gate::Gate};
+use super::{
+    Fleet, Origin,
+    capacity::{Need, Place},
+    gate::Gate,
+    turnstile::Turnstile,
+};
 use crate::{
     engine::Life,
     session::{Failure, Generation, Plan, SessionId, machine::Session},
@@ -44,6 +49,14 @@ pub(super) struct Core {
     pub(super) plan: Arc<Plan>,
     /// What the engine was last told to start, until it is gone.
     pub(super) placed: Option<Placed>,
+    /// Its place among those that run, from its start until it is asleep.
+    pub(super) place: Option<Place>,
+    /// The place of the life that is asked for, where it cannot be the one before's.
+    pub(super) next_place: Option<Place>,
+    /// It sleeps for another one, which gets its place.
+    pub(super) gives_way: bool,
+    /// Who made it wake: whose turn its start is.
+    pub(super) origin: Option<Origin>,
     /// The time of this session's entry in the timer queue.
     pub(super) timer_at: Option<Instant>,
     /// Ends when the engine call before has ended: calls for one session never overlap.
@@ -56,7 +69,7 @@ pub(super) struct Core {
     /// The engine reported a change while it was busy with this session: look when it is done.
     pub(super) look_again: bool,
     /// Those who were held for this life are still being let in.
-    pub(super) crowded: bool,
+    pub(super) crowd: Option<Turnstile>,
     /// Taken out of the fleet: look it up again.
     pub(super) evicted: bool,
 }
@@ -90,6 +103,8 @@ pub struct Moment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
+    /// Waiting for another session's place among those that run.
+    NoRoom,
     /// Waiting for a place among its engine's starts.
     Queued,
     /// The engine is starting the instance.
@@ -104,6 +119,7 @@ impl Phase {
     /// The words for clients and operators.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::NoRoom => "waiting for another session to go to sleep",
             Self::Queued => "waiting for other sessions to start",
             Self::Starting => "starting",
             Self::GettingReady => "getting ready",
@@ -132,13 +148,17 @@ impl Cell {
                 machine,
                 plan,
                 placed: None,
+                place: None,
+                next_place: None,
+                gives_way: false,
+                origin: None,
                 timer_at: None,
                 tail: None,
                 wake: CancellationToken::new(),
                 last_error: None,
                 history: VecDeque::new(),
                 look_again: false,
-                crowded: false,
+                crowd: None,
                 evicted: false,
             }),
         }
@@ -150,9 +170,10 @@ impl Cell {
 
     pub(super) fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Relaxed) {
-            0 => Phase::Queued,
-            1 => Phase::Starting,
-            2 => Phase::GettingReady,
+            0 => Phase::NoRoom,
+            1 => Phase::Queued,
+            2 => Phase::Starting,
+            3 => Phase::GettingReady,
             _ => Phase::Stopping,
         }
     }
@@ -163,6 +184,25 @@ impl Cell {
 }
 
 impl Core {
+    /// What its next life needs to run.
+    pub(super) fn need(&self, engine_max: usize) -> Need {
+        let most = |limit: Option<u32>| {
+            limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+        };
+        Need {
+            route: Arc::clone(&self.plan.route),
+            engine: Arc::clone(&self.plan.engine),
+            route_max: most(self.plan.limits.running),
+            engine_max,
+        }
+    }
+
+    /// Whether its next life has a place already: the one before's, if that is its own to keep.
+    pub(super) fn has_place_for(&self, next: &Need) -> bool {
+        let kept = self.place.as_ref().filter(|_| !self.gives_way);
+        let place = self.next_place.as_ref().or(kept);
+        place.is_some_and(|place| place.need().is_same_place(next))
+    }
     /// Keeps for the operator how a wake failed, where the engine itself had nothing to complain of.
     pub(super) fn note(&mut self, failure: Failure, phase: Phase) {
         let noted = match failure {

@@ -4,14 +4,19 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EnginePort, Fleet, Phase, WakeTimes,
+    EnginePort, Fleet, Origin, Phase, WakeTimes,
+    capacity::Place,
     cell::{Cell, Core, Placed},
     gate::{Gate, Outcome},
     outside, probe,
+    starts::StartPlace,
     turnstile::Turnstile,
 };
 use crate::{
@@ -34,6 +39,8 @@ pub(super) fn start(fleet: &Fleet, cell: &Arc<Cell>, core: &mut Core, generation
         cell: Arc::clone(cell),
         generation,
         plan,
+        origin: core.origin.take(),
+        room: core.place.as_ref().map(Place::granted),
         cancel: core.wake.clone(),
         before,
         turn: core.tail.replace(tail),
@@ -97,6 +104,10 @@ struct Wake {
     cell: Arc<Cell>,
     generation: Generation,
     plan: Arc<Plan>,
+    /// Whose turn its start is.
+    origin: Option<Origin>,
+    /// Tells when it has a place among those that run.
+    room: Option<watch::Receiver<bool>>,
     cancel: CancellationToken,
     /// What was started last.
     before: Option<Placed>,
@@ -118,6 +129,19 @@ impl Wake {
         METRICS.wakes.with_label_values(&[&*self.plan.engine, result]).inc();
     }
 
+    /// Waits for room among those that run, then for a place among those that start.
+    async fn place<'p>(&self, port: &'p EnginePort) -> StartPlace<'p> {
+        if let Some(mut room) = self.room.clone().filter(|room| !*room.borrow()) {
+            self.cell.set_phase(Phase::NoRoom);
+            if room.wait_for(|granted| *granted).await.is_err() {
+                // Its place is gone: so is this life, and whoever ends it cancels this.
+                std::future::pending::<()>().await;
+            }
+        }
+        self.cell.set_phase(Phase::Queued);
+        port.starts.place(self.origin).await
+    }
+
     /// Waits for a place and calls the engine; `None` when cancelled before the call. A call that
     /// has begun runs to its end, so that the stop behind it knows what there is to stop.
     async fn call_engine(&self, times: &mut WakeTimes) -> Option<Result<Started, engine::Error>> {
@@ -129,7 +153,7 @@ impl Wake {
         let _place = tokio::select! {
             biased;
             () = self.cancel.cancelled() => return None,
-            place = port.starts.acquire() => place.expect("the semaphore is never closed"),
+            place = self.place(port) => place,
         };
         times.queued = began.elapsed();
         self.cell.set_phase(Phase::Starting);
@@ -186,7 +210,7 @@ impl Wake {
                 if let Effect::Open(endpoint) = effect {
                     let turnstile = Turnstile::new();
                     self.let_in(turnstile.clone());
-                    core.crowded = true;
+                    core.crowd = Some(turnstile.clone());
                     let outcome = Outcome::Open(endpoint.clone(), times, turnstile);
                     self.cell.gate.send_replace(Gate { generation, outcome });
                 }
@@ -201,7 +225,9 @@ impl Wake {
         self.cell.fleet.tasks.spawn(async move {
             turnstile.open_up().await;
             let mut core = cell.lock();
-            core.crowded &= core.machine.generation() != generation;
+            if core.machine.generation() == generation {
+                core.crowd = None;
+            }
         });
     }
 

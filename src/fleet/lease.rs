@@ -2,10 +2,8 @@
 //! it is the only way to give it back.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    fmt,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,15 +11,17 @@ use futures::FutureExt;
 use tokio::sync::watch;
 
 use super::{
-    HoldEnd, Phase, Refusal, WakeTimes,
+    Fleet, HoldEnd, Origin, Phase, Refusal, WakeTimes,
+    capacity::{Need, Place, Room},
     cell::{Cell, Core},
     gate::{Gate, Passed},
-    turnstile::Turn,
+    held::HeldPlace,
+    turnstile::{Turn, Turnstile},
 };
 use crate::{
     metrics::METRICS,
     session::{
-        Admission, Effect, Endpoint, Event, Generation, SessionId,
+        Admission, Effect, Endpoint, Event, Generation, SessionId, WhenFull,
         machine::{Asker, State},
     },
 };
@@ -35,6 +35,7 @@ pub struct Lease {
     pub(super) cell: Arc<Cell>,
     pub(super) generation: Generation,
     asker: Asker,
+    origin: Option<Origin>,
     endpoint: Option<Endpoint>,
     hold: Option<Hold>,
     held: Option<Held>,
@@ -59,63 +60,120 @@ struct Hold {
     timeout: Duration,
     /// The instance is ready, and others who were held go first.
     for_turn: bool,
-    _place: Place,
+    _place: HeldPlace,
 }
 
-/// A place among `limits.held`.
-#[derive(Debug)]
-pub(super) struct Place(Arc<AtomicUsize>);
+/// Who asks for a lease, from where, and who has a word in it before a wake begins.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    /// Who asks.
+    pub asker: Asker,
+    /// Whom the wake is for, if it becomes one: starts take turns by it.
+    pub origin: Option<Origin>,
+    /// Asked once, and only where the lease would begin a wake.
+    pub may_wake: Option<&'a (dyn Fn() -> Result<(), Refusal> + Sync)>,
+}
 
-impl Place {
-    pub(super) fn take(held: &Arc<AtomicUsize>, max: usize) -> Option<Self> {
-        let room = |held: usize| (held < max).then_some(held + 1);
-        held.fetch_update(Ordering::AcqRel, Ordering::Relaxed, room).ok()?;
-        METRICS.held.inc();
-        Some(Self(Arc::clone(held)))
+impl From<Asker> for Caller<'_> {
+    fn from(asker: Asker) -> Self {
+        Self { asker, origin: None, may_wake: None }
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-        METRICS.held.dec();
+impl fmt::Debug for Caller<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Caller").field(&self.asker).field(&self.origin).finish()
     }
+}
+
+impl Caller<'_> {
+    /// Whether it may begin a wake. An answer of yes is final.
+    pub(super) fn may_wake(&mut self) -> Result<(), Refusal> {
+        if let Some(may_wake) = self.may_wake {
+            may_wake()?;
+            self.may_wake = None;
+        }
+        Ok(())
+    }
+}
+
+/// How an attempt to lease a cell ended.
+enum Attempt {
+    Done(Result<Lease, Refusal>),
+    /// The cell was taken out of the fleet meanwhile.
+    Gone,
+    /// A wake needs this, and there is no place for it there.
+    Full(Need, Room, WhenFull),
 }
 
 impl Lease {
     /// Leases `cell`; `None` when it was taken out of the fleet meanwhile.
-    pub(super) fn take(cell: &Arc<Cell>, asker: Asker) -> Option<Result<Self, Refusal>> {
+    pub(super) fn take(cell: &Arc<Cell>, mut caller: Caller<'_>) -> Option<Result<Self, Refusal>> {
+        let fleet = &cell.fleet;
+        let mut claim = None;
+        // A second round only with a claim, a third where the plan has changed meanwhile.
+        for _ in 0..3 {
+            match Self::attempt(cell, &mut caller, claim.take()) {
+                Attempt::Done(result) => return Some(result),
+                Attempt::Gone => return None,
+                Attempt::Full(_, room, WhenFull::Refuse) => return Some(Err(no_place(&room))),
+                Attempt::Full(need, room, WhenFull::EvictIdle) => {
+                    // Claimed first: so the place that becomes free is nobody else's.
+                    let place = fleet.capacity.claim(&need);
+                    if !place.is_granted() && !fleet.make_place(&need) {
+                        return Some(Err(no_place(&room)));
+                    }
+                    claim = Some(place);
+                }
+            }
+        }
+        Some(Err(Refusal::Busy))
+    }
+
+    /// The steps in the order in which a request can be refused: the rates of wakes, the held
+    /// requests, the instances that run; then the machine's word.
+    fn attempt(cell: &Arc<Cell>, caller: &mut Caller<'_>, claim: Option<Place>) -> Attempt {
         let fleet = &cell.fleet;
         fleet.apply(cell, "request", |core, now, out| {
             if core.evicted {
-                return None;
+                return Attempt::Gone;
             }
             let awake = matches!(core.machine.state(), State::Awake { .. } | State::Idle { .. });
-            let mut place = None;
-            if !awake || core.crowded {
-                place = Place::take(&fleet.held, fleet.limits.held);
-                if place.is_none() {
-                    let session_full = core.plan.policy.held_max <= core.machine.leases();
-                    let refusal =
-                        if session_full { Refusal::SessionFull } else { Refusal::HeldFull };
-                    return Some(Err(refusal));
+            let turn = core.crowd.as_ref().and_then(Turnstile::try_enter);
+            let at_once = awake && (core.crowd.is_none() || turn.is_some());
+            if at_once || (!awake && caller.asker == Asker::Ignored) {
+                let mut leased = Self::admit(cell, core, None, caller, now, out);
+                if let Ok(lease) = &mut leased {
+                    lease.turn = turn;
                 }
+                return Attempt::Done(leased);
             }
-            Some(Self::admit(cell, core, place, asker, now, out))
+            let wakes = core.machine.would_wake(caller.asker, now);
+            let held = match fleet.find_held_place(core, caller, wakes) {
+                Ok(held) => held,
+                Err(refusal) => return Attempt::Done(Err(refusal)),
+            };
+            if wakes {
+                if let Err((need, room)) = fleet.find_place(core, claim) {
+                    return Attempt::Full(need, room, core.plan.limits.when_full);
+                }
+                core.origin = caller.origin;
+            }
+            Attempt::Done(Self::admit(cell, core, Some(held), caller, now, out))
         })
     }
 
     fn admit(
         cell: &Arc<Cell>,
         core: &mut Core,
-        place: Option<Place>,
-        asker: Asker,
+        place: Option<HeldPlace>,
+        caller: &Caller<'_>,
         now: Instant,
         out: &mut Vec<Effect>,
     ) -> Result<Self, Refusal> {
-        let (generation, endpoint) = match core.machine.acquire(asker, now, out) {
+        let (generation, endpoint) = match core.machine.acquire(caller.asker, now, out) {
             // The gate is open, and the turnstile behind it is still used.
-            Admission::Ready(endpoint) if core.crowded => (endpoint.generation, None),
+            Admission::Ready(endpoint) if place.is_some() => (endpoint.generation, None),
             Admission::Ready(endpoint) => (endpoint.generation, Some(endpoint)),
             Admission::Wait(generation) => (generation, None),
             Admission::Refuse(refusal) => return Err(Refusal::of_machine(refusal, now)),
@@ -128,15 +186,9 @@ impl Lease {
             timeout: core.plan.policy.wake_timeout,
             _place: place,
         });
-        Ok(Self {
-            cell: Arc::clone(cell),
-            generation,
-            asker,
-            endpoint,
-            hold,
-            held: None,
-            turn: None,
-        })
+        let Caller { asker, origin, .. } = *caller;
+        let cell = Arc::clone(cell);
+        Ok(Self { cell, generation, asker, origin, endpoint, hold, held: None, turn: None })
     }
 
     /// Whose it is.
@@ -218,7 +270,9 @@ impl Lease {
     /// counting the wait from its beginning.
     fn take_again(&mut self) -> Result<(), HoldEnd> {
         let since = self.hold.as_ref().map(|hold| hold.since);
-        let mut again = Self::take(&self.cell, self.asker)
+        // It was let in once.
+        let caller = Caller { asker: self.asker, origin: self.origin, may_wake: None };
+        let mut again = Self::take(&self.cell, caller)
             .unwrap_or(Err(Refusal::Busy))
             .map_err(HoldEnd::Refused)?;
         if let (Some(hold), Some(since)) = (&mut again.hold, since) {
@@ -234,9 +288,55 @@ impl Lease {
     }
 }
 
+fn no_place(room: &Room) -> Refusal {
+    match room {
+        Room::Route(_) => Refusal::RouteRunning,
+        Room::Engine(_) => Refusal::EngineRunning,
+    }
+}
+
+impl Fleet {
+    /// A place among the held requests, if the rates of wakes allow one that begins here.
+    fn find_held_place(
+        &self,
+        core: &Core,
+        caller: &mut Caller<'_>,
+        wakes: bool,
+    ) -> Result<HeldPlace, Refusal> {
+        if wakes {
+            caller.may_wake()?;
+        }
+        if core.machine.is_full() {
+            return Err(Refusal::SessionFull);
+        }
+        let limit = core.plan.limits.held;
+        let most = limit.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+        self.held.take(&core.plan.route, most)
+    }
+
+    /// Gives the next life of a session its place: its own, the one claimed for it, or a free one;
+    /// or says what it needs, and which room of that is full.
+    fn find_place(&self, core: &mut Core, claim: Option<Place>) -> Result<(), (Need, Room)> {
+        let need = core.need(self.running_max(&core.plan.engine));
+        if core.has_place_for(&need) {
+            return Ok(());
+        }
+        let claimed = claim.filter(|claim| *claim.need() == need);
+        let place = match claimed.map_or_else(|| self.capacity.take(&need), Ok) {
+            Ok(place) => place,
+            Err(room) => return Err((need, room)),
+        };
+        core.next_place = Some(place);
+        Ok(())
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
-        let release = Event::Release(self.generation);
+        let release = match self.asker {
+            Asker::Client | Asker::Operator => Event::Release(self.generation),
+            Asker::Ignored => Event::ReleaseIgnored(self.generation),
+        };
         self.cell.fleet.apply(&self.cell, "last lease given back", |core, now, out| {
             core.machine.handle(release, now, out);
         });

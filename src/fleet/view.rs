@@ -1,10 +1,14 @@
 //! What an operator sees of a session.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Serialize, Serializer};
 
-use super::{Fleet, Moment, cell::Cell};
+use super::{Fleet, Moment, capacity::Room, cell::Cell};
 use crate::{metrics::METRICS, session::machine::State};
 
 /// One session as it is now.
@@ -50,7 +54,49 @@ pub struct SessionView {
     pub history: Vec<Moment>,
 }
 
+/// How many instances run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Running {
+    /// By engine, with every engine that has a limit.
+    pub engines: BTreeMap<String, RunningOf>,
+    /// By route, where any runs.
+    pub routes: BTreeMap<String, usize>,
+}
+
+/// How many instances of one engine run.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct RunningOf {
+    /// Awake, waking or stopping.
+    pub running: usize,
+    /// The most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
 impl Fleet {
+    /// How many instances run, by what limits them.
+    pub fn running(&self) -> Running {
+        let mut all = Running::default();
+        for (engine, limit) in &self.limits.running {
+            let none = RunningOf { running: 0, limit: Some(*limit) };
+            all.engines.insert(engine.to_string(), none);
+        }
+        for (room, count) in self.capacity.counts() {
+            match room {
+                Room::Engine(engine) => {
+                    all.engines.entry(engine.to_string()).or_default().running = count;
+                }
+                Room::Route(route) => drop(all.routes.insert(route.to_string(), count)),
+            }
+        }
+        all
+    }
+
+    /// How many instances of one route run.
+    pub fn running_of_route(&self, route: &str) -> usize {
+        self.capacity.count(&Room::Route(route.into()))
+    }
+
     /// Every session, by host.
     pub fn sessions(&self) -> Vec<SessionView> {
         let mut views: Vec<_> = self.cells.pin().values().map(|cell| view(cell)).collect();
@@ -71,6 +117,11 @@ impl Fleet {
         for cell in self.cells.pin().values() {
             let state = cell.lock().machine.state().name();
             METRICS.sessions.with_label_values(&[state]).inc();
+        }
+        for engine in self.engines.keys() {
+            let count = self.capacity.count(&Room::Engine(Arc::clone(engine)));
+            let running = METRICS.running.with_label_values(&[&**engine]);
+            running.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From what is written to what it means: a route file becomes a [`Route`], or a list of what is
-//! wrong with it. Looks at nothing but the file and the engines' kinds.
+//! wrong with it. Looks at nothing but the file, the files that it answers with, and the engines'
+//! kinds.
 
 mod access;
 
@@ -40,8 +41,8 @@ const NOT_TO_SET: [&str; 10] = [
 ];
 
 /// One check of one file: what it is checked against, and what was found.
-struct Check<'a> {
-    found: Findings<'a>,
+pub(super) struct Check<'a> {
+    pub(super) found: Findings<'a>,
     captures: &'a [String],
     kind: Option<EngineKind>,
 }
@@ -67,8 +68,19 @@ pub(super) fn parse(
 ) -> Result<(Route, Position), Vec<RouteError>> {
     let (shape, source) = Source::parse::<RouteFile>(file, text)?;
     let mut found = Findings::new(&source);
-    let RouteFile { host, engine, instance, ready, wake, idle, tls: client_tls, upstream, access } =
-        shape;
+    let RouteFile {
+        host,
+        engine,
+        instance,
+        ready,
+        wake,
+        idle,
+        tls: client_tls,
+        upstream,
+        access,
+        limits,
+        statics,
+    } = shape;
     let host = match HostPattern::parse(&host) {
         Ok(host) => host,
         Err(wrong) => {
@@ -87,8 +99,11 @@ pub(super) fn parse(
     let spec = check.instance(instance);
     let probe = check.ready(ready);
     let wake_on = wake.on;
+    let ignore = check.ignore(&wake.ignore);
     let policy = check.policy(wake, idle, &spec.docker);
     let client_tls = check.client_tls(client_tls);
+    let (limits, wakes) = check.limits(&limits);
+    let statics = check.statics(statics, file.parent().unwrap_or(Path::new("")));
     let protocol = upstream.protocol;
     let (tls, set_headers) = check.upstream(upstream);
     let access = check.access(access, file.parent().unwrap_or(Path::new("")));
@@ -97,6 +112,10 @@ pub(super) fn parse(
     let recipe = Recipe {
         engine,
         policy,
+        limits,
+        wakes,
+        ignore,
+        statics,
         protocol,
         access,
         client_tls,

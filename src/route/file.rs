@@ -5,7 +5,7 @@
 
 pub(crate) mod access;
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
@@ -16,10 +16,11 @@ use serde::{
 use access::AccessTable;
 
 use super::{
+    rate::RateText,
     text::{self, DurationText, Secret, SizeText},
     tls::ClientTlsTable,
 };
-use crate::session::Depth;
+use crate::session::{Depth, WhenFull};
 
 /// One route: which hosts it serves, what wakes behind them, and when that sleeps again. The
 /// file's name without `.toml` is the route's name: `a-z`, `0-9` and `-`.
@@ -56,6 +57,13 @@ pub(crate) struct RouteFile {
     /// Who may enter, decided before anything wakes. Default: everybody.
     #[serde(default)]
     pub(crate) access: AccessTable,
+    /// What the sessions of this route may take together.
+    #[serde(default)]
+    pub(crate) limits: LimitsTable,
+    /// What the edge answers by itself, by path: `"/robots.txt" = { body = "…" }`. The session is
+    /// not woken by it, and not kept awake. GET and HEAD; other methods get 405. At most 64.
+    #[serde(default, rename = "static")]
+    pub(crate) statics: BTreeMap<String, StaticTable>,
 }
 
 fn local() -> String {
@@ -193,6 +201,82 @@ pub(crate) struct WakeTable {
     /// host, so that its round trips are part of the wait. Only for routes that let everybody in,
     /// or decide by the client's address: a request is not seen by then.
     pub(crate) on: WakeOn,
+    /// Requests that wake nobody and keep nobody awake: monitors, crawlers, prefetchers.
+    pub(crate) ignore: IgnoreTable,
+}
+
+/// `[wake.ignore]`: a request that matches one of these is answered with `status` while its
+/// session is not awake. While it is awake the request is passed on, and is no activity: idleness
+/// goes on as if it had not come. It is not cut, though; nothing sleeps while it is open.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct IgnoreTable {
+    /// User agents: `"Googlebot"` stands for every one that has this in it, `"kube-probe/*"` for
+    /// those that begin so. Upper and lower case are the same. At most 100.
+    pub(crate) agents: Vec<String>,
+    /// Paths: `"/metrics"` stands for itself, `"/.well-known/*"` for all that begin so. At most
+    /// 100.
+    pub(crate) paths: Vec<String>,
+    /// The answer of a session that is not awake: 200 to 299 or 400 to 599. 503 comes with
+    /// `Retry-After`.
+    #[schemars(range(min = 200, max = 599))]
+    pub(crate) status: u16,
+}
+
+/// `[limits]` of a route.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LimitsTable {
+    /// How often requests may begin a wake; the next one gets 429. A request to a session that
+    /// wakes already, or is awake, does not count.
+    pub(crate) wakes: RateText,
+    /// The most requests held at once for all sessions of the route; the next one gets 503.
+    /// Default: only `limits.held` of `dormouse.toml`.
+    #[schemars(range(min = 1))]
+    pub(crate) held: Option<u32>,
+    /// The most instances that are awake, waking or stopping at once. Default: only `running` of
+    /// the engine.
+    #[schemars(range(min = 1))]
+    pub(crate) running: Option<u32>,
+    /// What becomes of a wake when as many run as may, by this limit or by the engine's:
+    /// `"refuse"`: 503. `"evict_idle"`: the instance that was idle the longest, of the route or of
+    /// the engine, is stopped first, and the request is held meanwhile. Never one with an open
+    /// request, nor one that woke less than its `idle.min_awake` ago; if there is no other, 503.
+    pub(crate) when_full: WhenFullWord,
+}
+
+/// [`WhenFull`] as it is written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WhenFullWord {
+    #[default]
+    Refuse,
+    EvictIdle,
+}
+
+impl From<WhenFullWord> for WhenFull {
+    fn from(word: WhenFullWord) -> Self {
+        match word {
+            WhenFullWord::Refuse => Self::Refuse,
+            WhenFullWord::EvictIdle => Self::EvictIdle,
+        }
+    }
+}
+
+/// One answer of `[static]`.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct StaticTable {
+    /// The status: 200 to 299 or 400 to 599. Default: 200.
+    #[schemars(range(min = 200, max = 599))]
+    pub(crate) status: Option<u16>,
+    /// The content type. Default: `"text/plain; charset=utf-8"`, for a file by its ending.
+    pub(crate) content_type: Option<String>,
+    /// The text.
+    pub(crate) body: Option<String>,
+    /// A file instead of `body`, at most 64 KiB; a relative path starts from the folder of the
+    /// route file. Read when the routes are: after a change, `dormouse reload`.
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// What a wake begins with.
@@ -337,7 +421,15 @@ impl Default for DockerTable {
 impl Default for WakeTable {
     fn default() -> Self {
         let timeout = DurationText(Duration::from_secs(30));
-        Self { timeout, page_after: PageAfter::Never, held_max: 1000, on: WakeOn::default() }
+        let ignore = IgnoreTable::default();
+        let on = WakeOn::default();
+        Self { timeout, page_after: PageAfter::Never, held_max: 1000, on, ignore }
+    }
+}
+
+impl Default for IgnoreTable {
+    fn default() -> Self {
+        Self { agents: Vec::new(), paths: Vec::new(), status: 503 }
     }
 }
 

@@ -82,7 +82,22 @@ fn load_file(file: &Path, engines: &Engines) -> Result<Option<(Route, Position)>
 
 /// The file's text; `None` if it is gone, as an editor's may be, or is a folder.
 pub(crate) fn read(file: &Path) -> Result<Option<String>, RouteError> {
-    let wrong = |error: io::Error| RouteError::of_file(file, format!("cannot be read: {error}"));
+    let read = read_bytes(file, FILE_MAX).map_err(|wrong| RouteError::of_file(file, wrong))?;
+    let Some(bytes) = read else { return Ok(None) };
+    String::from_utf8(bytes).map(Some).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(&error.as_bytes()[..valid]).into_owned();
+        RouteError {
+            at: Some(Position::of(&text, text.len())),
+            ..RouteError::of_file(file, "not UTF-8").with_hint("save the file as UTF-8")
+        }
+    })
+}
+
+/// What is in a file of at most `max` bytes, or what is wrong with it; `None` if it is gone, or is
+/// a folder.
+pub(super) fn read_bytes(file: &Path, max: u64) -> Result<Option<Vec<u8>>, String> {
+    let wrong = |error: io::Error| format!("cannot be read: {error}");
     let kind = match fs::metadata(file) {
         Ok(metadata) => metadata.file_type(),
         // Gone between the listing and now; a symlink to nowhere is still there, and wrong.
@@ -96,22 +111,16 @@ pub(crate) fn read(file: &Path) -> Result<Option<String>, RouteError> {
     }
     if !kind.is_file() {
         // To open a pipe would wait for somebody to write.
-        return Err(RouteError::of_file(file, "not a regular file"));
+        return Err("not a regular file".to_owned());
     }
     let mut bytes = Vec::new();
     let opened = File::open(file).map_err(wrong)?;
-    opened.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(wrong)?;
-    if bytes.len() as u64 > FILE_MAX {
-        return Err(RouteError::of_file(file, "larger than 1 MiB"));
+    opened.take(max + 1).read_to_end(&mut bytes).map_err(wrong)?;
+    if bytes.len() as u64 > max {
+        let most = if max < 1024 * 1024 { (max / 1024, "KiB") } else { (max / 1024 / 1024, "MiB") };
+        return Err(format!("larger than {} {}", most.0, most.1));
     }
-    String::from_utf8(bytes).map(Some).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        let text = String::from_utf8_lossy(&error.as_bytes()[..valid]).into_owned();
-        RouteError {
-            at: Some(Position::of(&text, text.len())),
-            ..RouteError::of_file(file, "not UTF-8").with_hint("save the file as UTF-8")
-        }
-    })
+    Ok(Some(bytes))
 }
 
 fn same_host(clash: &Clash, hosts_at: &HashMap<Arc<str>, Position>) -> RouteError {

@@ -6,8 +6,12 @@ use std::{collections::HashSet, fmt, sync::Arc};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
-use super::{ClientTls, Protocol, WakeOn, access::Access};
-use crate::session::{Policy, Probe, Spec};
+use super::{
+    ClientTls, Protocol, Rate, WakeOn,
+    access::Access,
+    local::{Ignore, Statics},
+};
+use crate::session::{Policy, Probe, RouteLimits, Spec};
 
 /// A route without its name and its host.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -16,6 +20,13 @@ pub struct Recipe {
     pub engine: Arc<str>,
     /// When its sessions sleep, how long a wake may take, how many requests are held.
     pub policy: Policy,
+    /// What its sessions may take together.
+    pub limits: RouteLimits,
+    /// How often they may be woken together.
+    pub wakes: Option<Rate>,
+    /// Whom they do not wake for.
+    pub ignore: Ignore,
+    pub(super) statics: Statics,
     /// HTTP/1.1 or HTTP/2 to the instance.
     pub protocol: Protocol,
     /// Who may enter.

@@ -48,6 +48,11 @@ pub enum State {
         woke_at: Instant,
         /// Requests, streams and sockets that are open.
         leases: NonZeroU32,
+        /// Those of them that are no activity.
+        ignored: u32,
+        /// The end of the last activity before: what idleness counts from when nobody but the
+        /// ignored comes.
+        since: Instant,
     },
     /// Ready, and nobody there.
     Idle {
@@ -97,6 +102,9 @@ pub enum Asker {
     Client,
     /// An operator: ignores it.
     Operator,
+    /// One that a route ignores: wakes nothing, waits for nothing, and is no activity. What is
+    /// awake does not sleep under it all the same.
+    Ignored,
 }
 
 /// The answer to an operator's wish to put a session to sleep.
@@ -161,6 +169,32 @@ impl Session {
         matches!(self.state, State::Asleep { depth, not_before: None, .. } if deepest <= depth)
     }
 
+    /// Whether a lease would begin a wake: now, or when the stop under way has ended.
+    pub fn would_wake(&self, asker: Asker, now: Instant) -> bool {
+        let patient = asker == Asker::Client;
+        let wakes = match &self.state {
+            State::Asleep { not_before, .. } => {
+                !patient || not_before.is_none_or(|not_before| not_before <= now)
+            }
+            State::Stopping { retry_at: None, failed, leases: 0, .. } => !patient || !failed,
+            _ => false,
+        };
+        wakes && !self.retired && asker != Asker::Ignored
+    }
+
+    /// Whether as many requests are held as its route allows.
+    pub fn is_full(&self) -> bool {
+        let held = matches!(self.state, State::Waking { .. } | State::Stopping { .. });
+        held && self.policy.held_max <= self.leases()
+    }
+
+    /// Since when nobody has used it, if it may make room for another one now.
+    pub fn evictable(&self, now: Instant) -> Option<Instant> {
+        let State::Idle { woke_at, since, .. } = &self.state else { return None };
+        let earliest = woke_at.checked_add(self.policy.min_awake)?;
+        (earliest <= now).then_some(*since)
+    }
+
     /// Its route has a new policy, or is back.
     pub fn adopt_policy(&mut self, policy: Policy) {
         self.policy = policy;
@@ -171,6 +205,10 @@ impl Session {
     pub fn acquire(&mut self, asker: Asker, now: Instant, out: &mut Vec<Effect>) -> Admission {
         if self.retired {
             return Admission::Refuse(Refusal::Retired);
+        }
+        let ignored = u32::from(asker == Asker::Ignored);
+        if 0 < ignored && !matches!(self.state, State::Awake { .. } | State::Idle { .. }) {
+            return Admission::Refuse(Refusal::Asleep);
         }
         let held_max = self.policy.held_max;
         let patient = asker == Asker::Client;
@@ -187,15 +225,17 @@ impl Session {
                 *leases += 1;
                 Admission::Wait(self.generation)
             }
-            State::Awake { endpoint, leases, .. } => {
+            State::Awake { endpoint, leases, ignored: others, .. } => {
                 *leases = leases.saturating_add(1);
+                *others = others.saturating_add(ignored);
                 Admission::Ready(endpoint.clone())
             }
-            State::Idle { endpoint, woke_at, .. } => {
-                let (endpoint, woke_at) = (endpoint.clone(), *woke_at);
+            State::Idle { endpoint, woke_at, since } => {
+                let (endpoint, woke_at, since) = (endpoint.clone(), *woke_at, *since);
                 let leases = NonZeroU32::MIN;
-                self.state = State::Awake { endpoint: endpoint.clone(), woke_at, leases };
-                Admission::Ready(endpoint)
+                let ready = Admission::Ready(endpoint.clone());
+                self.state = State::Awake { endpoint, woke_at, leases, ignored, since };
+                ready
             }
             State::Stopping { retry_at: Some(at), .. } => {
                 Admission::Refuse(Refusal::StopFailing(*at))
@@ -258,7 +298,9 @@ impl Session {
                 self.failures = 0;
                 out.push(Effect::Open(endpoint.clone()));
                 self.state = match NonZeroU32::new(*leases) {
-                    Some(leases) => State::Awake { endpoint, woke_at: now, leases },
+                    Some(leases) => {
+                        State::Awake { endpoint, woke_at: now, leases, ignored: 0, since: now }
+                    }
                     None => State::Idle { endpoint, woke_at: now, since: now },
                 };
             }
@@ -280,21 +322,24 @@ impl Session {
             }
 
             // ## Awake => Awake | Idle | Stopping
-            (State::Awake { endpoint, woke_at, leases }, Event::Release(g)) if g == current => {
-                match NonZeroU32::new(leases.get() - 1) {
-                    Some(left) => *leases = left,
-                    None if self.retired => self.stop(Depth::Stopped, None, now, out),
-                    None => {
-                        let (endpoint, woke_at) = (endpoint.clone(), *woke_at);
-                        self.state = State::Idle { endpoint, woke_at, since: now };
-                    }
-                }
+            (State::Awake { since, .. }, Event::Release(g)) if g == current => {
+                *since = now;
+                self.released(now, out);
+            }
+            (State::Awake { ignored, .. }, Event::ReleaseIgnored(g)) if g == current => {
+                *ignored = ignored.saturating_sub(1);
+                self.released(now, out);
             }
             (State::Awake { .. } | State::Idle { .. }, Event::Lost(g, found)) if g == current => {
                 self.stop(found, None, now, out);
             }
 
             // ## Idle => Stopping
+            (State::Idle { .. }, Event::Evict) => {
+                if self.evictable(now).is_some() {
+                    self.stop(Depth::Stopped, None, now, out);
+                }
+            }
             (State::Idle { .. }, Event::Timer) => {
                 if let Some(rung) = self.due_rung(now) {
                     self.stop(rung.to, None, now, out);
@@ -335,6 +380,8 @@ impl Session {
             (
                 _,
                 Event::Release(_)
+                | Event::ReleaseIgnored(_)
+                | Event::Evict
                 | Event::Started(_)
                 | Event::StartFailed(..)
                 | Event::Stopped(_)
@@ -399,6 +446,19 @@ impl Session {
         }
         if let Some(rung) = self.due_rung(now) {
             self.stop(rung.to, None, now, out);
+        }
+    }
+
+    /// One lease less on what is awake.
+    fn released(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        let State::Awake { endpoint, woke_at, leases, since, .. } = &mut self.state else { return };
+        match NonZeroU32::new(leases.get() - 1) {
+            Some(left) => *leases = left,
+            None if self.retired => self.stop(Depth::Stopped, None, now, out),
+            None => {
+                let (endpoint, woke_at, since) = (endpoint.clone(), *woke_at, *since);
+                self.state = State::Idle { endpoint, woke_at, since };
+            }
         }
     }
 

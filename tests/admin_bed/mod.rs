@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
@@ -209,7 +210,7 @@ impl Bed {
         let fleet = Fleet::new(
             [("local".into(), port)],
             8,
-            Limits { held: 100, sessions: 100 },
+            Limits { held: 100, sessions: 100, running: BTreeMap::new() },
             Box::new(move |host| planned.load().lookup(host).map(|route| route.plan(host))),
         );
         let ready = Arc::new(AtomicBool::new(false));

@@ -8,7 +8,7 @@ use dormouse::{
 };
 
 use crate::{
-    admin_bed::{At, Bed, DEADLINE, TOKEN},
+    admin_bed::{At, Bed, DEADLINE, ROUTE, TOKEN},
     command::{DONE, Ended, FAILED, REFUSED, UNKNOWN, UNREACHABLE, USAGE, command, dormouse, end},
 };
 
@@ -34,6 +34,39 @@ async fn wake_and_sleep_say_what_became_of_it() {
         again.says("alice.localhost is asleep (paused)");
         assert_eq!(bed.engine.calls(), ["start alice.localhost", "sleep alice.localhost paused"]);
     }
+}
+
+#[tokio::test]
+async fn links_are_made_and_taken_back() {
+    let bed = Bed::new().await;
+    let link = ["link", "http://Alice.localhost:8080/a?b=1", "--expires", "2h", "--user", "al"];
+    let refused = ask(&bed, &link).await.code(REFUSED);
+    refused.complains("takes no links: add link = true");
+    let route = format!("{}[access]\nlink = true\n", crate::admin_bed::ROUTE);
+    fs::write(bed.route_file("demo.toml"), route).unwrap();
+    ask(&bed, &["reload"]).await.code(DONE);
+    let made = ask(&bed, &link).await.code(DONE);
+    made.says("http://Alice.localhost:8080/a?b=1&dormouse=dm1l.own.");
+    let id = made.err.split_once("link ").and_then(|(_, rest)| rest.split_once(':')).unwrap().0;
+    ask(&bed, &["link", "revoke", id]).await.code(DONE).says("is revoked");
+    ask(&bed, &["link", "revoke", "--key", "own"])
+        .await
+        .code(DONE)
+        .says("all links of the key own");
+    ask(&bed, &link).await.code(REFUSED).complains("the key `own` was revoked");
+    ask(&bed, &["link", "revoke", "--key", "x"]).await.code(UNKNOWN).complains("no key is called");
+    ask(&bed, &["link", "bob.example", "--expires", "1h"]).await.code(UNKNOWN);
+    for wrong in [
+        &["link", ALICE][..],
+        &["link", ALICE, "--expires", "soon"],
+        &["link", ALICE, "--expires", "31d"],
+        &["link", "revoke"],
+        &["link", "revoke", "../x"],
+        &["link", "ftp://alice.localhost/", "--expires", "1h"],
+    ] {
+        ask(&bed, wrong).await.code(USAGE);
+    }
+    assert!(bed.engine.calls().is_empty(), "a link wakes nobody");
 }
 
 #[tokio::test]
@@ -140,6 +173,28 @@ async fn explain_knows_what_the_session_does_now() {
     let new = ask(&bed, &["explain", "new.example"]).await.code(DONE);
     new.says("now       the running edge has other routes, and answers 404");
     assert!(bed.engine.calls().iter().all(|call| !call.contains("new")), "nothing is woken");
+}
+
+#[tokio::test]
+async fn what_limits_a_route_and_how_many_run_is_said() {
+    let bed = Bed::new().await;
+    let limits = "[limits]\nwakes = \"5/m burst 9\"\nheld = 7\nrunning = 3\n\
+                  when_full = \"evict_idle\"\n";
+    fs::write(bed.route_file("demo.toml"), format!("{ROUTE}\n{limits}")).unwrap();
+    let explain = async || ask(&bed, &["explain", ALICE]).await.code(DONE);
+    explain().await.says(
+        "limits    wakes 60/m burst 120 a client, 5/m burst 9 the route; 7 held of the route; 3 \
+         running of the route; when full: evict_idle; 0 of the route run now",
+    );
+    ask(&bed, &["wake", ALICE]).await.code(DONE);
+    explain().await.says("; 1 of the route run now");
+    ask(&bed, &["sessions"]).await.code(DONE).complains("running: 1 on local; 1 of demo");
+    let data = ask(&bed, &["sessions", "--json"]).await.code(DONE).json();
+    assert_eq!(data["running"]["engines"]["local"]["running"], 1);
+    let data = ask(&bed, &["explain", ALICE, "--json"]).await.code(DONE).json();
+    assert_eq!(data["limits"]["running"], 3);
+    assert_eq!(data["limits"]["running_now"], 1);
+    assert_eq!(data["limits"]["engine_running"], serde_json::Value::Null);
 }
 
 #[tokio::test]

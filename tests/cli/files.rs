@@ -56,6 +56,31 @@ async fn check_tells_every_error_with_its_place_and_a_hint() {
 }
 
 #[tokio::test]
+async fn check_reads_what_access_rests_on_and_explain_says_who_may_enter() {
+    let folder = folder();
+    let access = "[access]\nlink = true\nbasic = { users = \"users\" }\nrequire = \"any\"\n";
+    write(folder.path(), "routes/demo.toml", &format!("{ROUTE}{access}"));
+    let settings = "[links]\nkeys = { a = \"a.key\" }\n";
+    write(folder.path(), "dormouse.toml", settings);
+    write(folder.path(), "a.key", "short");
+    write(folder.path(), "routes/users", "# who\nalice:open sesame\n");
+    let ended = dormouse(folder.path(), &["check"]).await.code(USAGE);
+    ended.complains("a.key: a key of 5 bytes").complains("routes/users:2:7: not a hash");
+    ended.complains("\n2 errors");
+    assert!(!format!("{ended:?}").contains("sesame"), "{ended:?}");
+
+    write(folder.path(), "a.key", "0123456789 0123456789 0123456789");
+    write(folder.path(), "routes/users", "");
+    dormouse(folder.path(), &["check"]).await.code(DONE);
+    let explained = dormouse(folder.path(), &["explain", "alice.localhost"]).await.code(DONE);
+    explained
+        .says("access    link or basic; refused otherwise, and nothing wakes; WebSockets from");
+    write(folder.path(), "routes/demo.toml", ROUTE);
+    let explained = dormouse(folder.path(), &["explain", "alice.localhost"]).await.code(DONE);
+    explained.says("access    open: everybody may enter; WebSockets from the session's own pages");
+}
+
+#[tokio::test]
 async fn check_warns_of_what_was_hardly_meant() {
     let folder = folder();
     write(folder.path(), "routes/demo.toml", &ROUTE.replace("1h", "10s").replace("1s", "2m"));

@@ -3,6 +3,7 @@
 
 #[path = "../admin_bed/mod.rs"]
 mod admin_bed;
+mod certs;
 mod command;
 mod edge;
 mod files;

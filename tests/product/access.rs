@@ -25,6 +25,7 @@ use tokio_tungstenite::{
 use crate::{
     guest::{self, Guest},
     support::{Edge, PATIENCE, Setup, client, witnessed},
+    tls::{Authority, HTTPS, NAMES, Tls, ask},
     wire::Wire,
 };
 
@@ -310,6 +311,39 @@ async fn a_name_and_a_password_let_in_and_stay_here() {
     });
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_lets_in_where_it_names_the_session() {
+    let (authority, theirs) = (Authority::new(), Authority::new());
+    let listen =
+        "https = [{ address = \"@HTTPS@\", client_ca = \"ca.pem\", client_auth = \"optional\" }]";
+    let setup = Setup::new().listen(listen).file("ca.pem", &theirs.pem());
+    let access = "[access]\nmtls = { san = [\"{session}.users.test\"] }\n";
+    let setup = setup.route("demo", &witnessed("", access));
+    let edge = authority.mint(NAMES).set_up(setup, "both").start();
+    let status = async |tls: Tls, host: &str| {
+        let stream = tls.connect(&edge, host).await.expect("a handshake");
+        let (_, head) = ask(stream, &format!("GET /whoami HTTP/1.1\r\nHost: {host}")).await;
+        head[9..12].to_owned()
+    };
+    let alice = theirs.mint(&["alice.users.test"]);
+    assert_eq!(status(authority.client(), ALICE).await, "403");
+    assert_eq!(status(authority.client().showing(&alice), "bob.test").await, "403");
+    assert_nobody_woke(&edge);
+    assert_eq!(status(authority.client().showing(&alice), ALICE).await, "200");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_wakes_nothing_for_an_address_that_may_not_enter() {
+    let authority = Authority::new();
+    let more = "[wake]\non = \"sni\"\n[access]\naddresses = { deny = [\"127.0.0.1\"] }\n";
+    let setup = Setup::new().listen(HTTPS).route("demo", &witnessed("", more));
+    let edge = authority.mint(NAMES).set_up(setup, "both").start();
+    let stream = authority.client().connect(&edge, ALICE).await.expect("a handshake");
+    let (_, head) = ask(stream, &format!("GET / HTTP/1.1\r\nHost: {ALICE}")).await;
+    assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+    assert_nobody_woke(&edge);
+}
+
 const HANDSHAKE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
@@ -446,10 +480,9 @@ async fn a_stream_ends_when_its_link_is_revoked_or_has_expired() {
 async fn what_is_revoked_stays_so_after_a_restart_and_keys_change_without_a_dead_link() {
     let setup = Setup::new()
         .config("[links]\ncurrent = \"a\"\n[links.keys]\na = \"a.key\"\nb = \"b.key\"\n");
-    let mut edge = setup.route("demo", &witnessed("", "[access]\nlink = true\n")).start_with(&[
-        ("a.key", "0123456789 0123456789 0123456789 a"),
-        ("b.key", "0123456789 0123456789 0123456789 b"),
-    ]);
+    let setup = setup.route("demo", &witnessed("", "[access]\nlink = true\n"));
+    let setup = setup.file("a.key", "0123456789 0123456789 0123456789 a");
+    let mut edge = setup.file("b.key", "0123456789 0123456789 0123456789 b").start();
     let (id, revoked) = link(&edge, "");
     let ((_, by_a), (_, by_b)) = (link(&edge, ""), link(&edge, "&key=b"));
     assert!(by_a.starts_with("dm1l.a.") && by_b.starts_with("dm1l.b."), "{by_a} {by_b}");

@@ -67,7 +67,8 @@ async fn a_large_head_goes_through_whole() {
 async fn a_refusal_comes_in_its_turn_and_ends_the_connection() {
     let edge = Setup::new().route("demo", &witnessed("", "")).start();
     let bad = get("Content-Length: 1\r\nContent-Length: 2\r\n");
-    let both = get("") + &bad + &get("");
+    // Under way while the bad one is already there.
+    let both = get("").replace("/whoami", "/slow?ms=500") + &bad + &get("");
     let said = answers(&edge, &both).await;
     let at = |status: &str| said.find(&format!("HTTP/1.1 {status} "));
     assert!(at("200") == Some(0) && at("200") < at("400"), "{said}");

@@ -92,6 +92,7 @@ async fn a_request_beyond_the_held_ones_gets_503_and_the_others_go_on() {
 async fn five_thousand_held_requests_are_one_start_and_little_memory() {
     const HELD: u64 = 5000;
     let mut edge = Setup::new()
+        .config("[limits]\nconnections_per_client = 10000\n")
         .route("demo", &opened_by_hand("[wake]\nheld_max = 5000\ntimeout = \"10m\"\n"))
         .start();
     // Whatever a first request makes for good is made.
@@ -134,6 +135,7 @@ async fn socket(edge: &Edge) -> WebSocketStream<TcpStream> {
 async fn two_thousand_idle_websockets_stay_and_keep_their_session_awake() {
     const SOCKETS: u64 = 2000;
     let mut edge = Setup::new()
+        .config("[limits]\nconnections_per_client = 10000\n")
         .route("demo", &witnessed("", "[idle]\nafter = \"100ms\"\nmin_awake = \"0s\"\n"))
         .start();
     let first = socket(&edge).await;

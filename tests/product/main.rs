@@ -8,6 +8,7 @@ mod access;
 mod access_log;
 mod acme;
 mod admin;
+mod admission;
 mod desync;
 mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]

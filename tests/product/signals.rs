@@ -297,3 +297,33 @@ fn wrong_routes_at_boot_are_all_told() {
     }
     assert!(!complaint.contains("right.toml"), "{complaint}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigquit_hands_addresses_with_tls_over_and_sighup_reads_certificates_again() {
+    use crate::tls::{Authority, HTTPS, NAMES, shown};
+    let authority = Authority::new();
+    let setup = Setup::new().listen(HTTPS).route("demo", &witnessed("", ""));
+    let (old, new) = (authority.mint(NAMES), authority.mint(NAMES));
+    let mut edge = old.set_up(setup, "both").start();
+    let before = authority.client().connect(&edge, "alice.test").await.expect("a handshake");
+    assert!(shown(&before) == old.der());
+    drop(before);
+    let mut gone = hand_over(&mut edge);
+    wait_exit(&mut gone);
+    let after = authority.client().connect(&edge, "alice.test").await.expect("a handshake");
+    assert!(shown(&after) == old.der());
+    drop(after);
+
+    // What a symlink that leads out of the folder shows is not watched.
+    let whole = |minted: &crate::tls::Minted| minted.key.clone() + &minted.certificate;
+    edge.write_file("elsewhere.pem", &whole(&old));
+    fs::remove_file(edge.path("certs/both.pem")).expect("removed");
+    std::os::unix::fs::symlink("../elsewhere.pem", edge.path("certs/both.pem")).expect("a link");
+    edge.admin_post("/v1/reload");
+    edge.write_file("elsewhere.pem", &whole(&new));
+    edge.signal(Signal::HUP);
+    edge.wait_until("it is in force", |edge| {
+        let connect = authority.client().connect(edge, "alice.test");
+        blocking(async { shown(&connect.await.expect("a handshake")) == new.der() })
+    });
+}

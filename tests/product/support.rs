@@ -59,7 +59,8 @@ impl Setup {
         }
     }
 
-    /// More of `dormouse.toml`, in which `@DIR@` is its folder; `[listen]` is the harness's, and so are `[engines]` if it has none.
+    /// More of `dormouse.toml`, in which `@DIR@` is its folder; `[listen]` is the harness's, and so
+    /// are `[engines]` and `[limits]` if it has none.
     pub(crate) fn config(mut self, toml: &str) -> Self {
         self.toml.push_str(toml);
         self
@@ -96,11 +97,6 @@ impl Setup {
     }
 
     pub(crate) fn start(self) -> Edge {
-        self.start_with(&[])
-    }
-
-    /// With these files in its folder.
-    pub(crate) fn start_with(self, files: &[(&str, &str)]) -> Edge {
         let dir = tempfile::tempdir().expect("a folder");
         let (http, https) = self.ports.unwrap_or_else(|| (free_port(), free_port()));
         let admin = free_port();
@@ -112,12 +108,12 @@ impl Setup {
         let has_engines = self.toml.contains("[engines");
         let engines = if has_engines { "" } else { "[engines.local]\nkind = \"process\"\n" };
         let toml = self.toml.replace("@DIR@", &dir.path().to_string_lossy());
-        let toml = format!("{listen}{engines}{toml}");
+        // Some tests wake sessions hundreds of times, all from one address.
+        let has_limits = toml.contains("[limits]");
+        let limits = if has_limits { "" } else { "[limits]\nwakes_per_client = \"unlimited\"\n" };
+        let toml = format!("{listen}{engines}{limits}{toml}");
         fs::write(dir.path().join("dormouse.toml"), toml).expect("dormouse.toml");
         fs::create_dir(dir.path().join("routes")).expect("routes");
-        for (name, content) in files {
-            fs::write(dir.path().join(name), content).expect("a file");
-        }
         let (log, readers, announced) = (Arc::default(), Mutex::default(), Vec::new());
         let mut edge = Edge { dir, http, https, admin, child: None, log, readers, announced };
         for (name, toml) in &self.routes {
@@ -417,12 +413,11 @@ impl Resolve for Loopback {
 
 /// A client for which every host is the edge.
 pub(crate) fn client() -> reqwest::Client {
-    reqwest::Client::builder()
-        .dns_resolver(Arc::new(Loopback))
-        .no_proxy()
-        .timeout(PATIENCE)
-        .build()
-        .expect("a client")
+    client_builder().build().expect("a client")
+}
+
+pub(crate) fn client_builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder().dns_resolver(Arc::new(Loopback)).no_proxy().timeout(PATIENCE)
 }
 
 /// Runs a future on a runtime of its own, from wherever.

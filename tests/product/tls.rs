@@ -106,7 +106,7 @@ impl Tls {
         self
     }
 
-    fn showing(mut self, minted: &Minted) -> Self {
+    pub(crate) fn showing(mut self, minted: &Minted) -> Self {
         self.shows = Some((minted.certificate.clone(), minted.key.clone()));
         self
     }
@@ -464,4 +464,29 @@ async fn a_handshake_that_does_not_end_is_cut() {
         });
     }
     edge.wait_until("none is open", |edge| edge.metric(&["dormouse_connections "]) == 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_cert_dev_names_under_localhost_are_served_to_who_trusts_its_authority() {
+    let route = witnessed("", "").replace("{session}.test", "{session}.localhost");
+    let setup = Setup::new().listen(HTTPS).route("demo", &route);
+    let mut edge = setup.start();
+    edge.announce("there is no certificate yet");
+    let config = edge.path("dormouse.toml");
+    let minting = std::process::Command::new(crate::support::DORMOUSE)
+        .args(["cert", "dev", "--config"])
+        .arg(&config)
+        .output()
+        .expect("it runs");
+    assert!(minting.status.success(), "{minting:?}");
+    edge.wait_until("it is served", |edge| edge.metric(&["dormouse_certificates "]) == 1.0);
+    let pem = fs::read(edge.path("state/dev-ca/ca.pem")).expect("an authority");
+    let roots = vec![CertificateDer::from_pem_slice(&pem).expect("PEM")];
+    let client = Tls { roots, ..Authority::new().client() };
+    for name in ["alice.localhost", "bob.localhost"] {
+        let stream = client.clone().connect(&edge, name).await.expect("a handshake");
+        let (_, head) = ask(stream, &get(name)).await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    }
+    client.connect(&edge, "alice.example").await.expect_err("refused");
 }

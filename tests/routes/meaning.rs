@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dormouse::{
-    route::{Protocol, RouteTable},
+    route::{Protocol, RouteTable, WakeOn},
     session::{Depth, DockerSpec, Listen, Policy, Probe, ProcessSpec, Rung, Spec, UpstreamTls},
 };
 
@@ -77,6 +77,10 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
     let day = 24 * 60 * 60;
     assert_eq!(rungs, [(120, Depth::Paused), (900, Depth::Stopped), (30 * day, Depth::Removed)]);
     assert_eq!((plan.policy.held_max, route.recipe.protocol), (7, Protocol::Http2));
+    let client_tls = &route.recipe.client_tls;
+    let hsts = client_tls.hsts.as_ref().map(|hsts| hsts.to_str().unwrap());
+    let said = "max-age=31536000; includeSubDomains; preload";
+    assert_eq!((client_tls.redirect, hsts, route.recipe.wake_on), (true, Some(said), WakeOn::Sni));
     let headers: Vec<_> = route.set_headers(host).collect();
     let headers: Vec<_> =
         headers.iter().map(|(name, value)| (&name[..], value.to_str().unwrap())).collect();
@@ -88,6 +92,19 @@ fn tls_without_a_name_asks_for_the_sessions_host() {
     let text = "host = \"{s}.e\"\ninstance.command = [\"x\"]\nupstream.tls = true";
     let tls = parse("r", text).unwrap().tls("alice.e").unwrap();
     assert_eq!(tls, UpstreamTls { verify: true, sni: "alice.e".into() });
+}
+
+#[test]
+fn hsts_is_a_duration_or_a_table_and_not_said_by_itself() {
+    let hsts = |text: &str| {
+        let text = format!("host = \"a.e\"\ninstance.command = [\"x\"]\n{text}");
+        parse("r", &text).unwrap().recipe.client_tls.hsts.clone()
+    };
+    assert_eq!(hsts(""), None);
+    assert_eq!(hsts("tls.hsts = \"180d\"").unwrap(), "max-age=15552000");
+    assert_eq!(hsts("tls.hsts = \"0s\"").unwrap(), "max-age=0");
+    let table = "tls.hsts = { max_age = \"1h\", include_subdomains = true }";
+    assert_eq!(hsts(table).unwrap(), "max-age=3600; includeSubDomains");
 }
 
 #[test]

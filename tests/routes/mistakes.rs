@@ -43,7 +43,7 @@ tls = "yes"
 "#;
     let expected = [
         "demo.toml:3:1: unknown key `prob`; known: `host`, `engine`, `instance`, `ready`, `wake`, \
-         `idle`, `tls`, `upstream`, `access`",
+         `idle`, `tls`, `upstream`, `access`, `limits`, `static`",
         "demo.toml:5:11: invalid type: string \"x\", expected a list",
         "demo.toml:6:1: unknown key `comand`; did you mean `command`? known: `image`, `command`, \
          `env`, `port`, `memory`, `cpus`, `pids`, `volumes`, `process`, `docker`",
@@ -131,6 +131,40 @@ fn what_has_the_right_shape_may_still_be_wrong() {
             "engine = \"docker\"",
             "2:1: nothing says which container; set instance.image to create one, or instance.docker.container or instance.docker.label for one that exists",
         ),
+        (
+            "limits.running = 0",
+            "3:18: `running` starts at 1; a route whose sessions could never wake is better removed",
+        ),
+        (
+            "limits.wakes = \"fast\"",
+            "3:16: `fast` is no rate, expected a rate such as \"30/m\", \"5/s burst 20\" or \"1000/h\", or \"unlimited\"",
+        ),
+        (
+            "limits.when_full = \"evict\"",
+            "3:20: unknown value `evict`; known: `refuse`, `evict_idle`",
+        ),
+        (
+            "wake.ignore.agents = [\"a\", \"*\"]",
+            "3:28: it would ignore everybody; name what is in it, or what it begins with",
+        ),
+        (
+            "wake.ignore.paths = [\"metrics\"]",
+            "3:22: `metrics` is no path, expected `/` and what follows it",
+        ),
+        (
+            "wake.ignore.status = 302",
+            "3:22: not a status for it, expected 200 to 299 or 400 to 599",
+        ),
+        (
+            "static.\"/a?b\" = { body = \"\" }",
+            "3:8: `/a?b` is no path; expected `/` and what follows it, percent-encoded, without `?`",
+        ),
+        ("static.\"/x\" = { file = \"none.txt\" }", "3:24: none.txt: there is no such file"),
+        (
+            "static.\"/x\" = { body = \"\", file = \"x\" }",
+            "3:28: either `body` or `file`, not both",
+        ),
+        ("static.\"/x\" = { status = 204, body = \"x\" }", "3:15: 204 has no body"),
         (
             "instance.image = \"a:{team}\"",
             "3:18: unknown `{team}`; known here: `{session}`; write `{{` for the brace itself",
@@ -239,6 +273,15 @@ fn what_has_the_right_shape_may_still_be_wrong() {
             "3:26: `connection` cannot be set; it belongs to one connection, or says where a message ends",
         ),
         ("upstream.set_headers = { a = \"1\", A = \"2\" }", "3:26: this header stands here twice"),
+        (
+            "tls.hsts = { max_age = \"1d\", include_subdomains = true, preload = true }",
+            "3:68: `preload` needs `include_subdomains` and a year of `max_age`",
+        ),
+        (
+            "tls.hsts = 180",
+            "3:12: invalid type: integer `180`, expected a duration such as \"30s\", \"15m\" or \"2h\", or { max_age = \"365d\", … }",
+        ),
+        ("wake.on = \"hello\"", "3:11: unknown value `hello`; known: `request`, `sni`"),
         ("upstream.tls = { sni = \"a b\" }", "3:24: `a b` is no host name"),
         (
             "upstream.tls = { verfy = true }",

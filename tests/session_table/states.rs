@@ -49,8 +49,12 @@ fn later((mut session, now): Life, seconds: u64, event: Event) -> Life {
     (session, now)
 }
 
-fn ask((mut session, now): Life) -> Life {
-    let admission = session.acquire(Asker::Client, now, &mut Vec::new());
+fn ask(life: Life) -> Life {
+    ask_as(Asker::Client, life)
+}
+
+fn ask_as(asker: Asker, (mut session, now): Life) -> Life {
+    let admission = session.acquire(asker, now, &mut Vec::new());
     assert!(!matches!(admission, Admission::Refuse(_)), "{admission:?} in {session:?}");
     (session, now)
 }
@@ -88,7 +92,7 @@ fn cooling() -> Life {
     then(failed(), Event::Stopped(G))
 }
 
-pub(crate) fn samples() -> [Sample; 25] {
+pub(crate) fn samples() -> [Sample; 28] {
     let sample = |name, make| Sample { name, make };
     [
         sample("asleep, never was", new),
@@ -105,8 +109,14 @@ pub(crate) fn samples() -> [Sample; 25] {
         sample("waking, found running", || then(new(), Event::Found)),
         sample("awake, one lease", awake),
         sample("awake, two leases", || ask(awake())),
+        sample("awake, one lease that is ignored", || {
+            let (session, now) = idle();
+            ask_as(Asker::Ignored, (session, now + Duration::from_secs(5)))
+        }),
+        sample("awake, two leases, one is ignored", || ask_as(Asker::Ignored, awake())),
         sample("awake, retired", || then(awake(), Event::Retire)),
         sample("idle", idle),
+        sample("idle, for longer than it must be awake", || later(idle(), 60, Event::Found)),
         sample("idle, adopted", || {
             later(then(new(), Event::Found), 2, Event::Started(endpoint(G)))
         }),

@@ -71,6 +71,12 @@ impl Notes {
                 }
                 What::Sleep(_, SleepAnswer::InUse(_)) => drop(seen.insert("InUse".to_owned())),
                 What::Sleep(_, answer) => drop(seen.insert(format!("{answer:?}"))),
+                What::Acquire(Asker::Ignored, Admission::Ready(_)) => {
+                    seen.insert("Ignored".to_owned());
+                }
+                What::Event(Event::Evict) => {
+                    seen.insert(format!("Evict => {}", note.session.state().name()));
+                }
                 What::Event(Event::Found) => {
                     seen.insert(format!("Found => {}", note.session.state().name()));
                 }
@@ -93,6 +99,10 @@ pub(crate) const KINDS: &[&str] = &[
     "CoolingDown",
     "StopFailing",
     "Retired",
+    "Asleep",
+    "Ignored",
+    "Evict => stopping",
+    "Evict => idle",
     "Timeout",
     "EngineBusy",
     "EngineRefused",
@@ -113,11 +123,12 @@ fn word(event: &Event) -> String {
     match event {
         Event::Started(endpoint) => format!("Started({})", endpoint.generation),
         Event::Release(g) => format!("Release({g})"),
+        Event::ReleaseIgnored(g) => format!("ReleaseIgnored({g})"),
         Event::StartFailed(g, failure) => format!("StartFailed({g}, {failure:?})"),
         Event::Stopped(g) => format!("Stopped({g})"),
         Event::StopFailed(g) => format!("StopFailed({g})"),
         Event::Lost(g, depth) => format!("Lost({g}, {depth})"),
-        Event::Found | Event::Retire | Event::Timer => format!("{event:?}"),
+        Event::Found | Event::Evict | Event::Retire | Event::Timer => format!("{event:?}"),
     }
 }
 
@@ -136,5 +147,6 @@ fn refused(refusal: Refusal) -> &'static str {
         Refusal::CoolingDown(_) => "CoolingDown",
         Refusal::StopFailing(_) => "StopFailing",
         Refusal::Retired => "Retired",
+        Refusal::Asleep => "Asleep",
     }
 }

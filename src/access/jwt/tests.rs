@@ -1,5 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::{collections::BTreeMap, fs};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};

@@ -89,15 +89,17 @@ impl Check<'_> {
             Some(Require::Word(AllOrAny::Any)) => return vec![there.to_vec()],
             Some(Require::Each(clauses)) => self.clauses(&clauses, there),
         };
-        let unused =
-            there.iter().find(|policy| !clauses.iter().flatten().any(|used| used == *policy));
-        if let Some(unused) = unused {
-            let wrong = format!("`{}` is set up, but nothing requires it", unused.as_str());
-            self.found.value(&path, wrong).hint = Some("name it here, or take it away".into());
-        }
         if clauses.is_empty() {
             self.found.value(&path, "an empty list would let everybody in").hint =
                 Some("take [access] away for an open route".into());
+            return clauses;
+        }
+        let unused =
+            there.iter().find(|policy| !clauses.iter().flatten().any(|used| used == *policy));
+        // An empty clause is the mistake then.
+        if let Some(unused) = unused.filter(|_| clauses.iter().all(|any| !any.is_empty())) {
+            let wrong = format!("`{}` is set up, but nothing requires it", unused.as_str());
+            self.found.value(&path, wrong).hint = Some("name it here, or take it away".into());
         }
         // The cheapest first: what it refuses costs nothing more.
         clauses.sort_by_key(|any| any.iter().max().copied());

@@ -4,6 +4,7 @@
 use super::*;
 use crate::session::Address;
 
+mod ignored;
 mod outside;
 mod sleeping;
 mod waking;

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     fs::{self, File},
     net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt as _,
@@ -59,6 +60,8 @@ pub struct EdgeTable {
     pub config: String,
     /// `routes/NAME.toml`.
     pub routes: BTreeMap<String, String>,
+    /// Whether it listens with TLS, too, at `${NAME.https}`: certificates by `dormouse cert dev`.
+    pub https: bool,
     /// The same route again and again.
     pub many: Option<Many>,
     /// Its log's filter.
@@ -200,8 +203,11 @@ impl Bed {
             ensure!(fresh, "`{name}` names two things");
             self.words.set(name, free_port()?);
         }
-        for name in table.edges.keys() {
+        for (name, edge) in &table.edges {
             self.words.set(format!("{name}.admin"), format!("http://{}", free_port()?));
+            if edge.https {
+                self.words.set(format!("{name}.https"), free_port()?);
+            }
         }
         Ok(())
     }
@@ -241,6 +247,9 @@ impl Bed {
         let http = self.words.0[name].clone();
         let admin = self.words.0[&format!("{name}.admin")].trim_start_matches("http://").to_owned();
         let mut toml = format!("[listen]\nhttp = [\"{http}\"]\nadmin = \"{admin}\"\n");
+        if let Some(https) = self.words.0.get(&format!("{name}.https")) {
+            writeln!(toml, "https = [\"{https}\"]")?;
+        }
         let config = self.words.fill_in(&edge.config)?;
         if !config.contains("[engines") {
             toml.push_str("[engines.local]\nkind = \"process\"\n");
@@ -258,6 +267,10 @@ impl Bed {
                 let text = text.replace("{n}", &n.to_string());
                 fs::write(routes.join(format!("many-{n}.toml")), text)?;
             }
+        }
+        if edge.https {
+            let config = folder.join("dormouse.toml");
+            self.once(&format!("${{dormouse}} cert dev --config {}", config.display()))?;
         }
         let mut command = Command::new(&self.words.0["dormouse"]);
         command.arg("run").arg("--config").arg(folder.join("dormouse.toml"));

@@ -275,7 +275,7 @@ fn what_has_the_right_shape_may_still_be_wrong() {
         ("upstream.set_headers = { a = \"1\", A = \"2\" }", "3:26: this header stands here twice"),
         (
             "tls.hsts = { max_age = \"1d\", include_subdomains = true, preload = true }",
-            "3:68: `preload` needs `include_subdomains` and a year of `max_age`",
+            "3:67: `preload` needs `include_subdomains` and a year of `max_age`",
         ),
         (
             "tls.hsts = 180",

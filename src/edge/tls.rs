@@ -124,6 +124,8 @@ impl Handshakes {
         // Of this address alone: a ticket of one that asks for no client certificate must not open
         // one that does.
         config.ticketer = ring::Ticketer::new()?;
+        // Ours is the better judge of what is strong; an old client may list the weakest first.
+        config.ignore_client_order = true;
         config.alpn_protocols = vec![H2.to_vec(), HTTP1.to_vec()];
         Ok(Self { certs, config })
     }

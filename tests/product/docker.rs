@@ -61,7 +61,10 @@ impl<'a> Yard<'a> {
         );
         let setup = Setup::new().config(more).config(&engines);
         let setup = routes.iter().fold(setup, |setup, (name, toml)| setup.route(name, toml));
-        Self { edge: setup.start(), crew }
+        let mut edge = setup.start();
+        // On a machine that is busy elsewhere runc gives a freeze up; the edge asks again.
+        edge.announce("unable to freeze");
+        Self { edge, crew }
     }
 
     /// The name of a session's container.

@@ -605,8 +605,11 @@ impl ProxyHttp for Edge {
         let status = downstream.response_written().map_or(0, |answer| answer.status.as_u16());
         METRICS.count_request(status);
         let host = ctx.target.as_ref().map_or("", |target| &*target.host);
-        let (id, client) = (ctx.id.as_str(), client::address(downstream));
-        tracing::debug!(id, session = host, ?client, status, "request");
+        let id = ctx.id.as_str();
+        // Within the macro, so that nobody looks for the client where nothing is logged.
+        tracing::debug!(
+            id, session = host, client = ?client::address(downstream), status, "request"
+        );
         if let Some(log) = &self.access_log {
             log.write(&ctx.access(downstream, status));
         }

@@ -4,6 +4,7 @@
 
 pub(crate) mod acme;
 mod check;
+mod engines;
 pub(crate) mod file;
 mod http;
 mod listen;
@@ -20,12 +21,13 @@ use ipnet::IpNet;
 
 pub use {
     acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
+    engines::{DockerConfig, DockerEndpoint, DockerTls, EngineConfig},
     file::{Limits, Shutdown, Timeouts},
     http::{GetBody, Http2, Underscores},
     listen::{Tls, TlsVersion},
 };
 
-use crate::route::{EngineKind, Engines, RouteError, read_file};
+use crate::route::{Engines, RouteError, read_file};
 
 /// Where settings are looked for when nobody says where.
 pub const DEFAULT_FILE: &str = "dormouse.toml";
@@ -155,53 +157,6 @@ impl Default for Links {
     }
 }
 
-/// `[engines.NAME]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EngineConfig {
-    /// A command per session on this machine.
-    Process,
-    /// Containers of a Docker daemon.
-    Docker(DockerConfig),
-}
-
-/// `[engines.NAME]` with `kind = "docker"`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DockerConfig {
-    /// Where the daemon is.
-    pub endpoint: DockerEndpoint,
-    /// The label value that says whose the containers are.
-    pub owner: String,
-    /// The most time for one call to the daemon.
-    pub call_timeout: Duration,
-}
-
-/// Where a Docker daemon is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DockerEndpoint {
-    /// A unix socket's path.
-    Unix(PathBuf),
-    /// `HOST:PORT`.
-    Tcp {
-        /// `HOST:PORT`.
-        address: String,
-        /// TLS with certificates on both sides, or none.
-        tls: Option<DockerTls>,
-    },
-    /// `ssh://[USER@]HOST[:PORT]`, whole.
-    Ssh(String),
-}
-
-/// PEM files for a Docker daemon behind TLS.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DockerTls {
-    /// The authority that signed the daemon's certificate.
-    pub ca: PathBuf,
-    /// Our certificate.
-    pub cert: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
-}
-
 impl Config {
     /// The settings in `path`; without a path, those in `./dormouse.toml`, or the defaults if
     /// there is no such file.
@@ -248,16 +203,6 @@ impl Config {
     /// The engines' names and kinds: what route files are checked against.
     pub fn engine_kinds(&self) -> Engines {
         self.engines.iter().map(|(name, engine)| (name.clone(), engine.kind())).collect()
-    }
-}
-
-impl EngineConfig {
-    /// Which kind it is.
-    pub fn kind(&self) -> EngineKind {
-        match self {
-            Self::Process => EngineKind::Process,
-            Self::Docker(_) => EngineKind::Docker,
-        }
     }
 }
 

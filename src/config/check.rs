@@ -1,26 +1,20 @@
 //! From what `dormouse.toml` says to what it means, or to a list of what is wrong with it.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod engines;
+
+use std::{net::SocketAddr, path::Path};
 
 use super::{
-    Admin, AdminAddress, ClientAuth, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
-    Entrance, Http2, Limits, Links, Listen, Networks, Paths, Timeouts, acme,
-    file::{ConfigFile, EngineTable, KindWord, LinksTable},
+    Admin, AdminAddress, ClientAuth, Config, Entrance, Http2, Limits, Links, Listen, Networks,
+    Paths, Timeouts, acme,
+    file::{ConfigFile, LinksTable},
     listen::{ClientAuthWord, Entry, HttpEntry, HttpsEntry, ListenTable},
 };
 use crate::route::{
-    RouteError, is_name,
+    RouteError,
     source::{Findings, Source, suggest},
 };
 
-const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
-const OWNER: &str = "dormouse";
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// It stands in every token.
 const KEY_ID_MAX: usize = 32;
 /// What Pingora reads at most of a head.
@@ -30,8 +24,6 @@ const HEAD_MIN: u64 = 1024;
 /// RFC 9113, 6.9.1 and 6.9.2.
 const WINDOW_MAX: u64 = i32::MAX as u64;
 const WINDOW_MIN: u64 = 65_535;
-const FORMS: &str = "expected unix:///path, tcp://HOST:PORT, https://HOST:PORT or \
-                     ssh://[USER@]HOST[:PORT]";
 
 type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -65,7 +57,7 @@ pub(super) fn parse(
     check.http2(&http2);
     check.timeouts(&timeouts);
     let links = check.links(links);
-    let engines = engines.unwrap_or_else(default_engines);
+    let engines = engines.unwrap_or_else(engines::default_engines);
     let running = check.running(&engines);
     let engines = check.engines(engines);
     let acme = acme.map(|table| acme::check(table, &listen, check.base, &mut check.found));
@@ -97,13 +89,6 @@ pub(super) fn parse(
         engines,
         running,
     })
-}
-
-fn default_engines() -> BTreeMap<String, EngineTable> {
-    BTreeMap::from([
-        ("local".to_owned(), EngineTable::of(KindWord::Process)),
-        ("docker".to_owned(), EngineTable::of(KindWord::Docker)),
-    ])
 }
 
 struct Check<'a> {
@@ -260,16 +245,6 @@ impl Check<'_> {
         }
     }
 
-    fn running(&mut self, tables: &BTreeMap<String, EngineTable>) -> BTreeMap<String, u32> {
-        let limited =
-            tables.iter().filter_map(|(name, table)| Some((name.clone(), table.running?)));
-        let limits: BTreeMap<_, _> = limited.collect();
-        for (name, _) in limits.iter().filter(|(_, limit)| **limit == 0) {
-            self.found.value(&["engines", name, "running"], "`running` starts at 1");
-        }
-        limits
-    }
-
     fn links(&mut self, table: LinksTable) -> Links {
         let LinksTable { keys, current, expires_max } = table;
         for id in keys.keys() {
@@ -300,99 +275,6 @@ impl Check<'_> {
         let keys = keys.into_iter().map(|(id, file)| (id, self.base.join(file))).collect();
         Links { keys, current, expires_max: expires_max.0 }
     }
-
-    fn engines(&mut self, tables: BTreeMap<String, EngineTable>) -> BTreeMap<String, EngineConfig> {
-        let mut engines = BTreeMap::new();
-        for (name, table) in tables {
-            if !is_name(&name) {
-                let wrong = format!("`{name}` is no name of an engine");
-                self.found.key(&["engines", &name], wrong).hint =
-                    Some("expected a-z, 0-9 and `-`, at most 63, no `-` at the ends".into());
-            }
-            let engine = match table.kind {
-                KindWord::Process => self.process(&name, &table),
-                KindWord::Docker => self.docker(&name, table),
-            };
-            engines.insert(name, engine);
-        }
-        engines
-    }
-
-    fn process(&mut self, name: &str, table: &EngineTable) -> EngineConfig {
-        let for_docker = [
-            ("endpoint", table.endpoint.is_some()),
-            ("tls_ca", table.tls_ca.is_some()),
-            ("tls_cert", table.tls_cert.is_some()),
-            ("tls_key", table.tls_key.is_some()),
-            ("owner", table.owner.is_some()),
-            ("call_timeout", table.call_timeout.is_some()),
-        ];
-        for (key, _) in for_docker.iter().filter(|(_, is_there)| *is_there) {
-            let wrong = format!("`{key}` is for kind = \"docker\" only");
-            self.found.key(&["engines", name, key], wrong);
-        }
-        EngineConfig::Process
-    }
-
-    fn docker(&mut self, name: &str, table: EngineTable) -> EngineConfig {
-        let owner = table.owner.clone().unwrap_or_else(|| OWNER.to_owned());
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if owner.is_empty() || owner.len() > 63 || !owner.bytes().all(is_plain) {
-            self.found.value(&["engines", name, "owner"], "not an owner's name").hint =
-                Some("expected letters, digits, `.`, `_` and `-`, at most 63".into());
-        }
-        let call_timeout = table.call_timeout.map_or(CALL_TIMEOUT, |timeout| timeout.0);
-        if call_timeout.is_zero() {
-            let path = ["engines", name, "call_timeout"];
-            self.found.value(&path, "`call_timeout` must be more than nothing");
-        }
-        let endpoint = self.endpoint(name, table);
-        EngineConfig::Docker(DockerConfig { endpoint, owner, call_timeout })
-    }
-
-    fn endpoint(&mut self, name: &str, table: EngineTable) -> DockerEndpoint {
-        let mut tls = self.tls(name, &table);
-        let (endpoint, origin) = match table.endpoint {
-            Some(endpoint) => (endpoint, "endpoint"),
-            None => match (self.environment)("DOCKER_HOST") {
-                Some(endpoint) => {
-                    tls = tls.or_else(|| self.tls_from_environment(&endpoint));
-                    (endpoint, "DOCKER_HOST")
-                }
-                None => (DOCKER_SOCKET.to_owned(), "endpoint"),
-            },
-        };
-        parse_endpoint(&endpoint, tls, self.base).unwrap_or_else(|wrong| {
-            let wrong = format!("{origin} `{endpoint}`: {wrong}");
-            self.found.value(&["engines", name, "endpoint"], wrong).hint = Some(FORMS.into());
-            DockerEndpoint::Unix(PathBuf::new())
-        })
-    }
-
-    fn tls(&mut self, name: &str, table: &EngineTable) -> Option<DockerTls> {
-        let EngineTable { tls_ca, tls_cert, tls_key, .. } = table;
-        match (tls_ca, tls_cert, tls_key) {
-            (None, None, None) => None,
-            (Some(ca), Some(cert), Some(key)) => Some(DockerTls {
-                ca: self.base.join(ca),
-                cert: self.base.join(cert),
-                key: self.base.join(key),
-            }),
-            _ => {
-                let wrong = "TLS needs all of `tls_ca`, `tls_cert` and `tls_key`";
-                self.found.value(&["engines", name], wrong);
-                None
-            }
-        }
-    }
-
-    /// As Docker's own client does it.
-    fn tls_from_environment(&self, endpoint: &str) -> Option<DockerTls> {
-        (self.environment)("DOCKER_TLS_VERIFY").filter(|_| endpoint.starts_with("tcp://"))?;
-        let folder = self.base.join((self.environment)("DOCKER_CERT_PATH")?);
-        let file = |name| folder.join(name);
-        Some(DockerTls { ca: file("ca.pem"), cert: file("cert.pem"), key: file("key.pem") })
-    }
 }
 
 fn plain_entrance(entry: Entry<HttpEntry>) -> Entrance {
@@ -401,31 +283,4 @@ fn plain_entrance(entry: Entry<HttpEntry>) -> Entrance {
         Entry::With(HttpEntry { address, proxy_protocol }) => (address.0, proxy_protocol),
     };
     Entrance { address, proxy_protocol, client_auth: None }
-}
-
-fn parse_endpoint(
-    endpoint: &str,
-    tls: Option<DockerTls>,
-    base: &Path,
-) -> Result<DockerEndpoint, &'static str> {
-    let (scheme, rest) = endpoint.split_once("://").ok_or("no scheme")?;
-    if rest.is_empty() {
-        return Err("nothing behind the scheme");
-    }
-    let has_port = |address: &str| {
-        address
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-    };
-    match (scheme, tls) {
-        ("unix", None) => Ok(DockerEndpoint::Unix(base.join(rest))),
-        ("ssh", None) => Ok(DockerEndpoint::Ssh(endpoint.to_owned())),
-        ("unix" | "ssh", Some(_)) => Err("no TLS over this scheme: leave out tls_ca and its like"),
-        ("tcp" | "https", _) if !has_port(rest.trim_end_matches('/')) => Err("no HOST:PORT"),
-        ("https", None) => Err("https needs `tls_ca`, `tls_cert` and `tls_key`"),
-        ("tcp" | "https", tls) => {
-            Ok(DockerEndpoint::Tcp { address: rest.trim_end_matches('/').to_owned(), tls })
-        }
-        _ => Err("unknown scheme"),
-    }
 }

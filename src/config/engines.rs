@@ -1,0 +1,127 @@
+//! `[engines.NAME]`: its shape, and what it means.
+
+use std::{path::PathBuf, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::route::{EngineKind, text::DurationText};
+
+/// `[engines.NAME]`. All but `kind` and `running` is for `kind = "docker"`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EngineTable {
+    /// `"process"`: a command per session on this machine. `"docker"`: containers of a Docker
+    /// daemon.
+    pub(crate) kind: KindWord,
+    /// The most instances that are awake, waking or stopping at once; `limits.when_full` of a route
+    /// says what becomes of one more. Default: as many as come.
+    #[schemars(range(min = 1))]
+    pub(crate) running: Option<u32>,
+    /// Where the Docker daemon is: `unix:///path`, `tcp://HOST:PORT`, `https://HOST:PORT` (TLS) or
+    /// `ssh://[USER@]HOST[:PORT]`. Default: `DOCKER_HOST` (with `DOCKER_TLS_VERIFY` and
+    /// `DOCKER_CERT_PATH`), else `unix:///var/run/docker.sock`.
+    pub(crate) endpoint: Option<String>,
+    /// The authority that signed the daemon's certificate, a PEM file. With `tls_cert` and
+    /// `tls_key`, a `tcp://` endpoint speaks TLS.
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Our certificate for the daemon, a PEM file.
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The key of `tls_cert`, a PEM file.
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Whose the containers are: the value of their label. Two edges on one daemon need two.
+    /// Default: `"dormouse"`.
+    pub(crate) owner: Option<String>,
+    /// The most time for one call to the daemon. Default: `"60s"`.
+    pub(crate) call_timeout: Option<DurationText>,
+}
+
+/// [`EngineKind`] as it is written.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum KindWord {
+    Process,
+    Docker,
+}
+
+impl From<KindWord> for EngineKind {
+    fn from(word: KindWord) -> Self {
+        match word {
+            KindWord::Process => Self::Process,
+            KindWord::Docker => Self::Docker,
+        }
+    }
+}
+
+impl EngineTable {
+    /// Nothing but the kind.
+    pub(crate) fn of(kind: KindWord) -> Self {
+        Self {
+            kind,
+            running: None,
+            endpoint: None,
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
+            owner: None,
+            call_timeout: None,
+        }
+    }
+}
+
+/// `[engines.NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineConfig {
+    /// A command per session on this machine.
+    Process,
+    /// Containers of a Docker daemon.
+    Docker(DockerConfig),
+}
+
+/// `[engines.NAME]` with `kind = "docker"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DockerConfig {
+    /// Where the daemon is.
+    pub endpoint: DockerEndpoint,
+    /// The label value that says whose the containers are.
+    pub owner: String,
+    /// The most time for one call to the daemon.
+    pub call_timeout: Duration,
+}
+
+/// Where a Docker daemon is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DockerEndpoint {
+    /// A unix socket's path.
+    Unix(PathBuf),
+    /// `HOST:PORT`.
+    Tcp {
+        /// `HOST:PORT`.
+        address: String,
+        /// TLS with certificates on both sides, or none.
+        tls: Option<DockerTls>,
+    },
+    /// `ssh://[USER@]HOST[:PORT]`, whole.
+    Ssh(String),
+}
+
+/// PEM files for a Docker daemon behind TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DockerTls {
+    /// The authority that signed the daemon's certificate.
+    pub ca: PathBuf,
+    /// Our certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl EngineConfig {
+    /// Which kind it is.
+    pub fn kind(&self) -> EngineKind {
+        match self {
+            Self::Process => EngineKind::Process,
+            Self::Docker(_) => EngineKind::Docker,
+        }
+    }
+}

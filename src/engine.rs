@@ -3,6 +3,7 @@
 //! An engine knows sessions by their identity and their [`Spec`]; it knows nothing of routes,
 //! requests or leases. The engine is the truth: what it lists is what exists.
 
+pub mod command;
 pub mod docker;
 pub mod process;
 
@@ -162,4 +163,9 @@ impl Error {
             Self::Missing(_) | Self::Invalid(_) | Self::Failed(_) => false,
         }
     }
+}
+
+/// `text` with every value longer than a flag blotted out: a backend may repeat what it was given.
+fn without<'a>(text: String, secrets: impl Iterator<Item = &'a String>) -> String {
+    secrets.filter(|value| value.len() > 3).fold(text, |text, value| text.replace(value, "***"))
 }

@@ -51,17 +51,17 @@ pub enum EngineKind {
     Process,
     /// Containers of a Docker daemon.
     Docker,
+    /// Whatever the operator's own program starts, and the depths that it knows.
+    Command(&'static [Depth]),
 }
 
 impl EngineKind {
-    /// All kinds.
-    pub const ALL: [Self; 2] = [Self::Process, Self::Docker];
-
     /// The word used in config, logs, metrics and the admin API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Process => "process",
             Self::Docker => "docker",
+            Self::Command(_) => "command",
         }
     }
 
@@ -70,6 +70,7 @@ impl EngineKind {
         match self {
             Self::Process => &[Depth::Paused, Depth::Stopped],
             Self::Docker => &[Depth::Paused, Depth::Stopped, Depth::Removed],
+            Self::Command(depths) => depths,
         }
     }
 }
@@ -196,12 +197,15 @@ fn sensitive(value: &str) -> Result<HeaderValue, http::header::InvalidHeaderValu
 /// Every string of `[instance]`: the keys that lead to it, itself, and the names that are the
 /// engine's to fill in. One list, so that what is checked and what is rendered are the same.
 fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, &[&str])) {
-    let Spec { image, command, env, volumes, process, docker, .. } = spec;
+    let Spec { image, command, env, volumes, parameters, process, docker, .. } = spec;
     for (index, argument) in command.iter_mut().enumerate() {
         each(&["instance", "command", &index.to_string()], argument, &host::RESERVED);
     }
     for (name, value) in env {
         each(&["instance", "env", name], value, &host::RESERVED);
+    }
+    for (name, value) in parameters {
+        each(&["instance", "parameters", name], value, &[]);
     }
     let docker_lists = [("tmpfs", &mut docker.tmpfs), ("cap_add", &mut docker.cap_add)];
     for (index, volume) in volumes.iter_mut().enumerate() {

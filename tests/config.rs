@@ -6,11 +6,12 @@ use std::{fs, path::Path, time::Duration};
 
 use dormouse::{
     config::{
-        AdminAddress, ClientAuth, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
-        GetBody, TlsVersion, Underscores,
+        AdminAddress, ClientAuth, CommandConfig, Config, DockerConfig, DockerEndpoint, DockerTls,
+        EngineConfig, GetBody, TlsVersion, Underscores,
     },
-    route::{EngineKind, RouteError, load_dir},
+    route::{EngineKind, Route, RouteError, load_dir},
     schema::{SchemaFile, reference},
+    session::Depth,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -27,7 +28,7 @@ fn errors(text: &str) -> Vec<String> {
 fn docker(config: &Config, name: &str) -> DockerConfig {
     match &config.engines[name] {
         EngineConfig::Docker(docker) => docker.clone(),
-        other @ EngineConfig::Process => panic!("{name} is {other:?}"),
+        other => panic!("{name} is {other:?}"),
     }
 }
 
@@ -184,7 +185,7 @@ kind = "dokcer"
         "dormouse.toml:8:9: `30 potatoes` is no duration, expected a duration such as \"30s\", \
          \"15m\" or \"2h\"",
         "dormouse.toml:10:8: unknown value `dokcer`; did you mean `docker`? known: `process`, \
-         `docker`",
+         `docker`, `command`",
     ];
     assert_eq!(errors(text), expected);
 }
@@ -220,6 +221,90 @@ endpoint = "unix:///x"
         "dormouse.toml:12:9: not an owner's name; expected letters, digits, `.`, `_` and `-`, at \
          most 63",
         "dormouse.toml:15:1: `endpoint` is for kind = \"docker\" only",
+    ];
+    assert_eq!(errors(text), expected);
+}
+
+#[test]
+fn a_program_is_an_engine() {
+    let text = r#"
+[engines.lan]
+kind = "command"
+[engines.lan.command]
+run = ["./wake.sh", "x"]
+[engines.full]
+kind = "command"
+owner = "edge-2"
+call_timeout = "5s"
+[engines.full.command]
+run = ["qm"]
+depths = ["removed", "paused", "stopped"]
+environment = ["SSH_AUTH_SOCK"]
+at_once = 2
+poll = "1m"
+"#;
+    let expected = CommandConfig {
+        run: vec!["./wake.sh".into(), "x".into()],
+        depths: &[Depth::Stopped],
+        environment: Vec::new(),
+        call_timeout: Duration::from_secs(60),
+        at_once: 8,
+        poll: Duration::from_secs(10),
+        owner: "dormouse".into(),
+    };
+    let full = CommandConfig {
+        run: vec!["qm".into()],
+        depths: &[Depth::Paused, Depth::Stopped, Depth::Removed],
+        environment: vec!["SSH_AUTH_SOCK".into()],
+        call_timeout: Duration::from_secs(5),
+        at_once: 2,
+        poll: Duration::from_secs(60),
+        owner: "edge-2".into(),
+    };
+    let config = parse(text).unwrap();
+    assert_eq!(config.engines["lan"], EngineConfig::Command(expected));
+    assert_eq!(config.engines["full"], EngineConfig::Command(full));
+
+    let route = |to: &str| {
+        let text = format!(
+            "host = \"a.b\"\nengine = \"lan\"\nidle.sleep = [{{ after = \"1m\", to = \"{to}\" }}]"
+        );
+        Route::parse("a", Path::new("a.toml"), &text, &config.engine_kinds()).map(drop)
+    };
+    assert_eq!(route("stopped"), Ok(()));
+    let error = route("paused").unwrap_err()[0].to_string();
+    assert!(error.contains("an engine of kind command has no `paused`"), "{error}");
+}
+
+#[test]
+fn what_is_wrong_with_a_program_is_told() {
+    let text = r#"
+[engines.a]
+kind = "command"
+endpoint = "unix:///x"
+[engines.b]
+kind = "command"
+[engines.b.command]
+run = []
+depths = ["paused"]
+environment = ["A=b"]
+at_once = 0
+poll = "10ms"
+[engines.c]
+kind = "docker"
+command.run = ["x"]
+"#;
+    let expected = [
+        "dormouse.toml:2:1: nothing says which program to run; for example, under \
+         [engines.a.command]: run = [\"./engines/wake-on-lan.sh\"]",
+        "dormouse.toml:4:1: `endpoint` is for kind = \"docker\" only",
+        "dormouse.toml:8:7: nothing says which program to run; for example, under \
+         [engines.b.command]: run = [\"./engines/wake-on-lan.sh\"]",
+        "dormouse.toml:9:10: `depths` needs \"stopped\"",
+        "dormouse.toml:10:16: no name of an environment variable",
+        "dormouse.toml:11:11: `at_once` goes from 1 to 1024",
+        "dormouse.toml:12:8: `poll` goes from \"1s\" to \"1h\"",
+        "dormouse.toml:15:1: `command` is for kind = \"command\" only",
     ];
     assert_eq!(errors(text), expected);
 }

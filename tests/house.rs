@@ -69,7 +69,16 @@ const HOUSE: &[Rule] = &[
     rule(
         "fleet",
         &["session", "engine", "record", "metrics"],
-        &["engine::docker", "engine::process", "pingora", "notify", "bollard", "procfs", "axum"],
+        &[
+            "engine::command",
+            "engine::docker",
+            "engine::process",
+            "pingora",
+            "notify",
+            "bollard",
+            "procfs",
+            "axum",
+        ],
         "fleet knows the engine trait, never an engine, a route file or pingora",
     ),
     rule(

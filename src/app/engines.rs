@@ -1,11 +1,12 @@
 //! The table of backends: one row a kind.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use crate::{
-    config::{Config, DockerConfig, DockerEndpoint, EngineConfig},
+    config::{CommandConfig, Config, DockerConfig, DockerEndpoint, EngineConfig},
     engine::{
         Engine, Error,
+        command::{self, Command},
         docker::{self, Docker},
         process::Process,
     },
@@ -23,8 +24,17 @@ pub(super) fn build(
             let state = config.paths.state.join("engines").join(name);
             Arc::new(Process::new(state, config.base.clone())?)
         }
+        EngineConfig::Command(command) => {
+            Arc::new(Command::new(command_config(command, config.base.clone()))?)
+        }
         EngineConfig::Docker(docker) => Arc::new(Docker::new(docker_config(docker))?),
     })
+}
+
+fn command_config(config: &CommandConfig, directory: PathBuf) -> command::Config {
+    let CommandConfig { run, depths, environment, call_timeout, at_once, poll, owner } =
+        config.clone();
+    command::Config { run, directory, depths, environment, call_timeout, at_once, poll, owner }
 }
 
 fn docker_config(config: &DockerConfig) -> docker::Config {

@@ -1,23 +1,30 @@
 //! `[engines.NAME]`: its shape, and what it means.
 
+mod command;
+
 use std::{path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use command::CommandConfig;
+pub(crate) use command::CommandTable;
+
 use crate::route::{EngineKind, text::DurationText};
 
-/// `[engines.NAME]`. All but `kind` and `running` is for `kind = "docker"`.
+/// `[engines.NAME]`. All but `kind`, `running`, `owner` and `call_timeout` is for one kind.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EngineTable {
     /// `"process"`: a command per session on this machine. `"docker"`: containers of a Docker
-    /// daemon.
+    /// daemon. `"command"`: whatever a program of your own starts.
     pub(crate) kind: KindWord,
     /// The most instances that are awake, waking or stopping at once; `limits.when_full` of a route
     /// says what becomes of one more. Default: as many as come.
     #[schemars(range(min = 1))]
     pub(crate) running: Option<u32>,
+    /// For `kind = "command"`.
+    pub(crate) command: Option<CommandTable>,
     /// Where the Docker daemon is: `unix:///path`, `tcp://HOST:PORT`, `https://HOST:PORT` (TLS) or
     /// `ssh://[USER@]HOST[:PORT]`. Default: `DOCKER_HOST` (with `DOCKER_TLS_VERIFY` and
     /// `DOCKER_CERT_PATH`), else `unix:///var/run/docker.sock`.
@@ -29,28 +36,20 @@ pub(crate) struct EngineTable {
     pub(crate) tls_cert: Option<PathBuf>,
     /// The key of `tls_cert`, a PEM file.
     pub(crate) tls_key: Option<PathBuf>,
-    /// Whose the containers are: the value of their label. Two edges on one daemon need two.
+    /// Whose the instances are: the value of a container's label. Two edges on one daemon need two.
     /// Default: `"dormouse"`.
     pub(crate) owner: Option<String>,
-    /// The most time for one call to the daemon. Default: `"60s"`.
+    /// The most time for one call to the daemon, or of your program. Default: `"60s"`.
     pub(crate) call_timeout: Option<DurationText>,
 }
 
 /// [`EngineKind`] as it is written.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum KindWord {
     Process,
     Docker,
-}
-
-impl From<KindWord> for EngineKind {
-    fn from(word: KindWord) -> Self {
-        match word {
-            KindWord::Process => Self::Process,
-            KindWord::Docker => Self::Docker,
-        }
-    }
+    Command,
 }
 
 impl EngineTable {
@@ -59,6 +58,7 @@ impl EngineTable {
         Self {
             kind,
             running: None,
+            command: None,
             endpoint: None,
             tls_ca: None,
             tls_cert: None,
@@ -76,6 +76,8 @@ pub enum EngineConfig {
     Process,
     /// Containers of a Docker daemon.
     Docker(DockerConfig),
+    /// Whatever the operator's own program starts.
+    Command(CommandConfig),
 }
 
 /// `[engines.NAME]` with `kind = "docker"`.
@@ -122,6 +124,7 @@ impl EngineConfig {
         match self {
             Self::Process => EngineKind::Process,
             Self::Docker(_) => EngineKind::Docker,
+            Self::Command(command) => EngineKind::Command(command.depths),
         }
     }
 }

@@ -206,7 +206,7 @@ impl Docker {
             "container `{}` ended right after its start with exit code {}; its last lines: {log}",
             found.name, found.exit_code
         );
-        Error::Failed(client::without(text, spec.env.values()))
+        Error::Failed(super::without(text, spec.env.values()))
     }
 
     /// The container that a sleep is about: that of the given life and no newer one.

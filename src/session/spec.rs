@@ -21,6 +21,8 @@ pub struct Spec {
     pub pids: Option<u32>,
     /// `SOURCE:TARGET[:ro]`; a source is an absolute host path or a volume's name.
     pub volumes: Vec<String>,
+    /// What the operator's own program is told, for the command engine.
+    pub parameters: BTreeMap<String, String>,
     /// What the process engine alone knows.
     pub process: ProcessSpec,
     /// What the Docker engine alone knows.

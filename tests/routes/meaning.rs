@@ -65,6 +65,7 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         nano_cpus: Some(1_500_000_000),
         pids: Some(200),
         volumes: text(&["home-alice:/home/user", "/srv/shared:/shared:ro"]),
+        parameters: [("home".to_owned(), "home-alice".to_owned())].into(),
         process,
         docker,
     };

@@ -1,5 +1,7 @@
 //! `[engines.NAME]` becomes an [`EngineConfig`].
 
+mod command;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -53,45 +55,65 @@ impl Check<'_> {
                 self.found.key(&["engines", &name], wrong).hint =
                     Some("expected a-z, 0-9 and `-`, at most 63, no `-` at the ends".into());
             }
+            self.of_other_kinds(&name, &table);
             let engine = match table.kind {
-                KindWord::Process => self.process(&name, &table),
+                KindWord::Process => EngineConfig::Process,
                 KindWord::Docker => self.docker(&name, table),
+                KindWord::Command => EngineConfig::Command(self.command(&name, table)),
             };
             engines.insert(name, engine);
         }
         engines
     }
 
-    fn process(&mut self, name: &str, table: &EngineTable) -> EngineConfig {
-        let for_docker = [
-            ("endpoint", table.endpoint.is_some()),
-            ("tls_ca", table.tls_ca.is_some()),
-            ("tls_cert", table.tls_cert.is_some()),
-            ("tls_key", table.tls_key.is_some()),
-            ("owner", table.owner.is_some()),
-            ("call_timeout", table.call_timeout.is_some()),
+    fn of_other_kinds(&mut self, name: &str, table: &EngineTable) {
+        use KindWord::{Command, Docker};
+        let keys: [(&str, bool, &[KindWord], &str); 7] = [
+            ("endpoint", table.endpoint.is_some(), &[Docker], "\"docker\""),
+            ("tls_ca", table.tls_ca.is_some(), &[Docker], "\"docker\""),
+            ("tls_cert", table.tls_cert.is_some(), &[Docker], "\"docker\""),
+            ("tls_key", table.tls_key.is_some(), &[Docker], "\"docker\""),
+            ("owner", table.owner.is_some(), &[Docker, Command], "\"docker\" or \"command\""),
+            (
+                "call_timeout",
+                table.call_timeout.is_some(),
+                &[Docker, Command],
+                "\"docker\" or \"command\"",
+            ),
+            ("command", table.command.is_some(), &[Command], "\"command\""),
         ];
-        for (key, _) in for_docker.iter().filter(|(_, is_there)| *is_there) {
-            let wrong = format!("`{key}` is for kind = \"docker\" only");
-            self.found.key(&["engines", name, key], wrong);
+        for (key, is_there, kinds, said) in keys {
+            if is_there && !kinds.contains(&table.kind) {
+                let wrong = format!("`{key}` is for kind = {said} only");
+                self.found.key(&["engines", name, key], wrong);
+            }
         }
-        EngineConfig::Process
     }
 
     fn docker(&mut self, name: &str, table: EngineTable) -> EngineConfig {
+        let owner = self.owner(name, &table);
+        let call_timeout = self.call_timeout(name, &table);
+        let endpoint = self.endpoint(name, table);
+        EngineConfig::Docker(DockerConfig { endpoint, owner, call_timeout })
+    }
+
+    pub(super) fn owner(&mut self, name: &str, table: &EngineTable) -> String {
         let owner = table.owner.clone().unwrap_or_else(|| OWNER.to_owned());
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         if owner.is_empty() || owner.len() > 63 || !owner.bytes().all(is_plain) {
             self.found.value(&["engines", name, "owner"], "not an owner's name").hint =
                 Some("expected letters, digits, `.`, `_` and `-`, at most 63".into());
         }
-        let call_timeout = table.call_timeout.map_or(CALL_TIMEOUT, |timeout| timeout.0);
+        owner
+    }
+
+    pub(super) fn call_timeout(&mut self, name: &str, table: &EngineTable) -> Duration {
+        let call_timeout = table.call_timeout.as_ref().map_or(CALL_TIMEOUT, |timeout| timeout.0);
         if call_timeout.is_zero() {
             let path = ["engines", name, "call_timeout"];
             self.found.value(&path, "`call_timeout` must be more than nothing");
         }
-        let endpoint = self.endpoint(name, table);
-        EngineConfig::Docker(DockerConfig { endpoint, owner, call_timeout })
+        call_timeout
     }
 
     fn endpoint(&mut self, name: &str, table: EngineTable) -> DockerEndpoint {

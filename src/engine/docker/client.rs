@@ -19,7 +19,7 @@ use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use tokio::{sync::Mutex, time::sleep};
 
 use super::{SETTLE, Tls};
-use crate::engine::Error;
+use crate::engine::{Error, without};
 
 /// Where a daemon is.
 #[derive(Clone, Debug)]
@@ -141,11 +141,6 @@ impl Refused {
             Self::Engine(error) => Self::Engine(error),
         }
     }
-}
-
-/// `text` with every value longer than a flag blotted out.
-pub(super) fn without<'a>(text: String, secrets: impl Iterator<Item = &'a String>) -> String {
-    secrets.filter(|value| value.len() > 3).fold(text, |text, value| text.replace(value, "***"))
 }
 
 impl From<Refused> for Error {

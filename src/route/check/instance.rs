@@ -25,6 +25,7 @@ impl Check<'_> {
             cpus,
             pids,
             volumes,
+            parameters,
             process,
             docker,
         } = table;
@@ -37,6 +38,7 @@ impl Check<'_> {
             nano_cpus: cpus.and_then(|cpus| self.nano_cpus(cpus)),
             pids,
             volumes,
+            parameters: parameters.into_iter().map(|(name, value)| (name, value.0)).collect(),
             process: process_spec(process),
             docker: self.docker(docker),
         };

@@ -36,6 +36,8 @@ pub(crate) struct InstanceTable {
     /// What to mount, each `SOURCE:TARGET` or `SOURCE:TARGET:ro`; a source is an absolute path on
     /// the engine's machine or a volume's name.
     pub(crate) volumes: Vec<String>,
+    /// What the operator's own program is told besides (the command engine): names and texts.
+    pub(crate) parameters: BTreeMap<String, Secret>,
     /// What the process engine alone knows. Checked, and not used by other engines.
     pub(crate) process: ProcessTable,
     /// What the Docker engine alone knows. Checked, and not used by other engines.

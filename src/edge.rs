@@ -25,6 +25,7 @@ mod pace;
 mod peer;
 mod proxy_protocol;
 mod respond;
+mod socket;
 mod target;
 mod tls;
 mod tunnel;
@@ -71,7 +72,7 @@ use early::Early;
 use framing::{HeadLimits, Refusal};
 use headers::RequestId;
 use listen::Connection;
-use pace::{AveragePace, BodyRate};
+use pace::{AveragePace, Rate};
 use peer::Manner;
 use respond::Answer;
 use target::Target;
@@ -91,7 +92,7 @@ pub struct Edge {
     timeouts: Timeouts,
     admission: Arc<Admission>,
     limits: HeadLimits,
-    body_rate: BodyRate,
+    body_rate: Rate,
     redirect_port: u16,
     tunnels: TaskTracker,
     access_log: Option<Arc<AccessLog>>,
@@ -107,7 +108,7 @@ impl Edge {
         timeouts: Timeouts,
         limits: &Limits,
     ) -> Self {
-        let body_rate = BodyRate::new(limits, &timeouts);
+        let body_rate = Rate::of_bodies(limits, &timeouts);
         Self {
             table,
             fleet,

@@ -46,8 +46,8 @@ fn an_empty_file_gives_the_documented_defaults() {
     let limits = &config.limits;
     let all = [limits.held, limits.starts, limits.connections, limits.sessions];
     assert_eq!(all, [10_000, 8, 50_000, 100_000]);
-    let sizes = [limits.head, limits.uri, limits.body_rate];
-    assert_eq!((limits.headers, sizes), (200, [64 * 1024, 16 * 1024, 500]));
+    let sizes = [limits.head, limits.uri, limits.body_rate, limits.answer_rate];
+    assert_eq!((limits.headers, sizes), (200, [64 * 1024, 16 * 1024, 500, 500]));
     let words = (limits.underscores, limits.get_body);
     assert_eq!(words, (Underscores::Drop, GetBody::Refuse));
     let http2 = &config.http2;

@@ -129,6 +129,11 @@ pub struct Limits {
     #[serde(with = "size")]
     #[schemars(with = "SizeText")]
     pub body_rate: u64,
+    /// The fewest bytes a second that a client takes of what there is for it, on average, while the
+    /// edge waits for it; a slower one is cut. Not for who is sent less.
+    #[serde(with = "size")]
+    #[schemars(with = "SizeText")]
+    pub answer_rate: u64,
 }
 
 /// `[timeouts]`.
@@ -152,7 +157,8 @@ pub struct Timeouts {
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub client_body_grace: Duration,
-    /// A client that takes no byte of what there is for it.
+    /// Waiting for a client to take what there is for it before `limits.answer_rate` counts, and how
+    /// far a fast start carries. Who takes nothing is cut after this.
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub client_write: Duration,
@@ -238,6 +244,7 @@ impl Default for Limits {
             underscores: Underscores::Drop,
             get_body: GetBody::Refuse,
             body_rate: 500,
+            answer_rate: 500,
         }
     }
 }

@@ -11,7 +11,7 @@ use pingora::{
 };
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::{client, hold, respond::Answer, target::Target};
+use super::{client, respond::Answer, socket, target::Target};
 use crate::{
     access::{Carried, Decision, Door, Entry, Grant, Passed, Refusal, Request, Without},
     route::access::Access,
@@ -190,7 +190,7 @@ impl Entered {
     /// streams over it. Test: a_stream_ends_when_its_link_is_revoked.
     pub(super) fn cut_when_over(&mut self, socket: RawFd, tasks: &TaskTracker) {
         let Some(grant) = self.grant().cloned() else { return };
-        let Ok(socket) = hold::duplicate(socket) else { return };
+        let Ok(socket) = socket::duplicate(socket) else { return };
         let cut = tasks.spawn(async move {
             grant.over().await;
             // Gone already is what was wanted.

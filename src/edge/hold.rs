@@ -1,15 +1,12 @@
 //! Holding a request: waiting for its session while noticing that the client has left, without
 //! reading a byte of its body.
 
-use std::{
-    io,
-    os::fd::{BorrowedFd, OwnedFd, RawFd},
-};
+use std::{io, os::fd::RawFd};
 
 use pingora::{protocols::http::ServerSession, proxy::Session as Downstream};
 use tokio::{io::Interest, net::TcpStream};
 
-use super::{listen::Connection, respond::Answer};
+use super::{listen::Connection, respond::Answer, socket::duplicate};
 use crate::{fleet::Lease, session::Endpoint};
 
 /// Waits until the lease's session is ready, or the client has left.
@@ -53,17 +50,4 @@ async fn watch_hangup(socket: RawFd) -> io::Result<()> {
         let would_block = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         let _ = watched.try_io(Interest::READABLE, would_block);
     }
-}
-
-/// A descriptor of our own for a request's socket, so that it can be watched, or ended, beside
-/// Pingora.
-#[expect(unsafe_code, reason = "Pingora gives the number of a request's socket, not the socket")]
-pub(super) fn duplicate(socket: RawFd) -> io::Result<OwnedFd> {
-    if socket < 0 {
-        // One that we dialled ourselves (`dial`): Pingora has no number for it.
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    // SAFETY: the request owns the socket, and we are called within its hook.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(socket) };
-    borrowed.try_clone_to_owned()
 }

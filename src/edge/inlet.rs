@@ -22,7 +22,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::{
     framing::{Framing, HeadLimits, Refusal},
-    pace::{BodyPace, BodyRate},
+    pace::{Pace, Rate},
 };
 use crate::config::{Limits, Timeouts};
 
@@ -43,8 +43,8 @@ const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nHost: refused.invalid\r\nConnection: 
 pub(super) struct Terms {
     head: Duration,
     limits: Arc<HeadLimits>,
-    body: BodyRate,
-    pub(super) write: Duration,
+    body: Rate,
+    pub(super) answer: Rate,
 }
 
 impl Terms {
@@ -52,8 +52,8 @@ impl Terms {
         Self {
             head: timeouts.client_head,
             limits: Arc::new(HeadLimits::new(limits)),
-            body: BodyRate::new(limits, timeouts),
-            write: timeouts.client_write,
+            body: Rate::of_bodies(limits, timeouts),
+            answer: Rate::of_answers(limits, timeouts),
         }
     }
 }
@@ -127,7 +127,7 @@ pub(super) struct Inlet {
     /// Behind a head that was refused.
     thrown_away: usize,
     has_left: bool,
-    body: BodyPace,
+    body: Pace,
     head: Duration,
     /// When the head that is being read must be complete; runs from its first byte, for a
     /// connection's first one from the connection's.
@@ -147,7 +147,7 @@ impl Inlet {
             is_closed: false,
             thrown_away: 0,
             has_left: false,
-            body: BodyPace::new(terms.body),
+            body: Pace::new(terms.body),
             head: terms.head,
             until: Some(Instant::now() + terms.head),
             alarm: None,
@@ -248,7 +248,7 @@ impl Inlet {
         if !was_in_body {
             self.body.restart();
         } else if read.is_ready() {
-            self.body.came(came);
+            self.body.moved(came);
         } else if self.body.waits(cx) {
             self.is_closed = true;
             self.heads.is_body_slow.store(true, Ordering::Relaxed);

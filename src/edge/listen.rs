@@ -41,7 +41,8 @@ use super::{
     connections::Place,
     early::Early,
     inlet::{self, Heads, Inlet, Terms},
-    pace::{Paced, WriteDeadline},
+    pace::Paced,
+    socket,
     target::Target,
     tunnel::{Client, Takeover},
 };
@@ -214,7 +215,9 @@ impl Guarded {
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
         let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&connection));
         let digest = Arc::new(ProxyDigest::new(Box::new(answer), Some(user_data)));
-        let stream = Paced { stream, deadline: WriteDeadline::new(terms.write) };
+        // Without it a slow client costs more, and nothing else is different.
+        let _ = socket::keep_little(connection.socket);
+        let stream = Paced::new(stream, connection.socket, terms.answer);
         Self { client: Some(Client { stream, place }), connection, digest, inlet }
     }
 

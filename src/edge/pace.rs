@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    os::fd::RawFd,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -15,6 +16,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
+use super::socket;
 use crate::{
     config::{Limits, Timeouts},
     metrics::METRICS,
@@ -24,25 +26,32 @@ use crate::{
 /// read while the instance takes nothing) has not kept anybody waiting.
 const TURN: Duration = Duration::from_secs(1);
 
-/// The fewest bytes a second of a body.
+/// The fewest bytes a second.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BodyRate {
+pub(super) struct Rate {
     /// Of waiting.
     pub(super) grace: Duration,
     /// Bytes a second.
     pub(super) rate: u64,
 }
 
-impl BodyRate {
-    pub(super) fn new(limits: &Limits, timeouts: &Timeouts) -> Self {
+impl Rate {
+    /// Of a request's body.
+    pub(super) fn of_bodies(limits: &Limits, timeouts: &Timeouts) -> Self {
         Self { grace: timeouts.client_body_grace, rate: limits.body_rate }
+    }
+
+    /// Of what is there for a client.
+    pub(super) fn of_answers(limits: &Limits, timeouts: &Timeouts) -> Self {
+        Self { grace: timeouts.client_write, rate: limits.answer_rate }
     }
 }
 
-/// One body's pace. It begins with the grace; waiting takes from it, bytes give.
+/// One client's pace, in sending or in taking. It begins with the grace; waiting takes from it,
+/// bytes give.
 #[derive(Debug)]
-pub(super) struct BodyPace {
-    rate: BodyRate,
+pub(super) struct Pace {
+    rate: Rate,
     left: Duration,
     /// Since when the client has been waited for.
     since: Option<Instant>,
@@ -50,8 +59,8 @@ pub(super) struct BodyPace {
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
-impl BodyPace {
-    pub(super) fn new(rate: BodyRate) -> Self {
+impl Pace {
+    pub(super) fn new(rate: Rate) -> Self {
         Self { rate, left: rate.grace, since: None, alarm: None }
     }
 
@@ -60,8 +69,8 @@ impl BodyPace {
         (self.left, self.since, self.alarm) = (self.rate.grace, None, None);
     }
 
-    /// Bytes have come.
-    pub(super) fn came(&mut self, bytes: usize) {
+    /// Bytes have moved.
+    pub(super) fn moved(&mut self, bytes: usize) {
         self.count();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let rate = u32::try_from(self.rate.rate).unwrap_or(u32::MAX);
@@ -69,7 +78,7 @@ impl BodyPace {
         self.left = self.rate.grace.min(self.left + earned);
     }
 
-    /// Nothing has come. Whether that is too slow; registers to be asked again.
+    /// Nothing moves. Whether that is too slow; registers to be asked again.
     pub(super) fn waits(&mut self, cx: &mut Context<'_>) -> bool {
         self.count();
         if self.left.is_zero() {
@@ -107,7 +116,7 @@ pub(super) struct AveragePace {
 
 impl AveragePace {
     /// Whether it is too slow, now that these have come.
-    pub(super) fn is_too_slow(&mut self, bytes: usize, rate: BodyRate) -> bool {
+    pub(super) fn is_too_slow(&mut self, bytes: usize, rate: Rate) -> bool {
         self.bytes = self.bytes.saturating_add(bytes as u64);
         let took = self.since.get_or_insert_with(Instant::now).elapsed();
         let counts = took.saturating_sub(rate.grace).as_secs_f64();
@@ -115,59 +124,55 @@ impl AveragePace {
     }
 }
 
-/// How long a client may take nothing of what there is for it.
+/// A client's stream that ends when the client takes too slowly what there is for it. Who is sent
+/// little, as by events that come now and then, keeps nobody waiting.
 #[derive(Debug)]
-pub(super) struct WriteDeadline {
-    limit: Duration,
-    /// Since when it has taken nothing.
-    since: Option<Instant>,
-    /// Made only for a client that is waited for. It may be early, and is set anew then.
-    alarm: Option<Pin<Box<Sleep>>>,
+pub(super) struct Paced<S> {
+    pub(super) stream: S,
+    pace: Pace,
+    /// The stream's; negative where it has none.
+    socket: RawFd,
 }
 
-impl WriteDeadline {
-    pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, since: None, alarm: None }
+impl<S> Paced<S> {
+    pub(super) fn new(stream: S, socket: RawFd, rate: Rate) -> Self {
+        Self { stream, pace: Pace::new(rate), socket }
     }
 
-    /// What became of a write; an error where it has waited for too long. Registers to be asked
+    /// What became of a write, or an error where the client is too slow. Registers to be asked
     /// again.
-    pub(super) fn wrote<T>(
+    fn wrote(
         &mut self,
         cx: &mut Context<'_>,
-        write: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if write.is_ready() {
-            self.since = None;
-            return write;
+        write: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        match write {
+            Poll::Ready(Ok(bytes)) => self.pace.moved(bytes),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending if self.pace.waits(cx) => return Poll::Ready(Err(self.cut())),
+            Poll::Pending => {}
         }
-        let until = *self.since.get_or_insert_with(Instant::now) + self.limit;
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        while alarm.as_mut().poll(cx).is_ready() {
-            if until <= Instant::now() {
-                METRICS.refused.with_label_values(&["client_too_slow"]).inc();
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            alarm.as_mut().reset(until);
-        }
-        Poll::Pending
+        write
     }
 
     /// What became of a flush: there may be nothing to flush, which says nothing.
-    pub(super) fn flushed(
+    fn flushed(
         &mut self,
         cx: &mut Context<'_>,
         flush: Poll<io::Result<()>>,
     ) -> Poll<io::Result<()>> {
-        if flush.is_ready() { flush } else { self.wrote(cx, flush) }
+        if flush.is_pending() && self.pace.waits(cx) {
+            return Poll::Ready(Err(self.cut()));
+        }
+        flush
     }
-}
 
-/// A stream whose writes have a deadline.
-#[derive(Debug)]
-pub(super) struct Paced<S> {
-    pub(super) stream: S,
-    pub(super) deadline: WriteDeadline,
+    fn cut(&self) -> io::Error {
+        METRICS.refused.with_label_values(&["client_too_slow"]).inc();
+        // A socket that is gone keeps nothing.
+        let _ = socket::forget_rest(self.socket);
+        io::ErrorKind::TimedOut.into()
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
@@ -187,7 +192,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.deadline.wrote(cx, write)
+        self.wrote(cx, write)
     }
 
     fn poll_write_vectored(
@@ -196,7 +201,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.deadline.wrote(cx, write)
+        self.wrote(cx, write)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -205,12 +210,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flush = Pin::new(&mut self.stream).poll_flush(cx);
-        self.deadline.flushed(cx, flush)
+        self.flushed(cx, flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shutdown = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.deadline.flushed(cx, shutdown)
+        self.flushed(cx, shutdown)
     }
 }
 
@@ -225,11 +230,11 @@ mod tests {
 
     use super::*;
 
-    const RATE: BodyRate = BodyRate { grace: Duration::from_secs(20), rate: 100 };
+    const RATE: Rate = Rate { grace: Duration::from_secs(20), rate: 100 };
 
     /// How long a client is waited for that sends so many bytes whenever so much time is over.
     async fn until_too_slow(bytes: usize, every: Duration, most: Duration) -> Option<Duration> {
-        let (mut pace, began) = (BodyPace::new(RATE), Instant::now());
+        let (mut pace, began) = (Pace::new(RATE), Instant::now());
         while began.elapsed() < most {
             let next = Instant::now() + every;
             let waits = poll_fn(|cx| {
@@ -243,7 +248,7 @@ mod tests {
             if slow {
                 return Some(began.elapsed());
             }
-            pace.came(bytes);
+            pace.moved(bytes);
         }
         None
     }
@@ -263,12 +268,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_is_not_read_is_not_waited_for() {
-        let mut pace = BodyPace::new(RATE);
+        let mut pace = Pace::new(RATE);
         for _ in 0..5 {
             assert!(!poll_fn(|cx| Poll::Ready(pace.waits(cx))).await);
             advance(RATE.grace * 10).await;
         }
-        pace.came(1);
+        pace.moved(1);
         advance(RATE.grace * 10).await;
         assert!(!poll_fn(|cx| Poll::Ready(pace.waits(cx))).await);
     }
@@ -283,23 +288,56 @@ mod tests {
         assert!(pace.is_too_slow(1, RATE));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_write_ends_when_nothing_was_taken_for_the_limit_and_not_while_something_is() {
-        let limit = Duration::from_secs(10);
-        let (near, mut far) = duplex(4);
-        let mut paced = Paced { stream: near, deadline: WriteDeadline::new(limit) };
-        let began = Instant::now();
-        let write = paced.write_all(&[0; 64]);
+    const NO_SOCKET: RawFd = -1;
+
+    /// How long a client is served that takes so many bytes whenever so much time is over, and what
+    /// the write came to.
+    async fn served(bytes: usize, every: Duration, all: usize) -> (Duration, io::Result<()>) {
+        let (near, mut far) = duplex(1);
+        let mut paced = Paced::new(near, NO_SOCKET, RATE);
+        let (began, answer) = (Instant::now(), vec![0; all]);
         let take = async {
-            let mut byte = [0; 4];
-            for _ in 0..10 {
-                sleep(limit * 9 / 10).await;
-                far.read_exact(&mut byte).await.expect("there is more");
+            let mut some = vec![0; bytes];
+            loop {
+                sleep(every).await;
+                far.read_exact(&mut some).await.expect("there is more");
             }
-            far
         };
-        let (wrote, _far) = tokio::join!(write, take);
+        tokio::select! {
+            wrote = paced.write_all(&answer) => (began.elapsed(), wrote),
+            () = take => unreachable!("it takes for ever"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_cut_after_the_grace_and_who_takes_too_little_later() {
+        let second = Duration::from_secs(1);
+        let (took, wrote) = served(1, second * 86_400, 10).await;
         assert_eq!(wrote.expect_err("it waits for ever").kind(), io::ErrorKind::TimedOut);
-        assert_eq!(began.elapsed(), limit * 9 + limit);
+        let grace = RATE.grace.as_secs_f64();
+        assert!((grace - 0.5..grace + 1.0).contains(&took.as_secs_f64()), "{took:?}");
+        let (took, wrote) = served(50, second, 1_000_000).await;
+        assert_eq!(wrote.expect_err("it waits for ever").kind(), io::ErrorKind::TimedOut);
+        assert!((grace..grace * 2.5).contains(&took.as_secs_f64()), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_enough_is_never_cut_though_it_takes_it_now_and_then() {
+        let second = Duration::from_secs(1);
+        for (bytes, every) in [(100, second), (1_500, second * 15)] {
+            let (_, wrote) = served(bytes, every, 100_000).await;
+            wrote.expect("it takes enough");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_sent_little_is_waited_for_by_nobody() {
+        let (near, mut far) = duplex(64);
+        let mut paced = Paced::new(near, NO_SOCKET, RATE);
+        for _ in 0..10 {
+            advance(RATE.grace * 10).await;
+            paced.write_all(b"event").await.expect("there is room");
+            far.read_exact(&mut [0; 5]).await.expect("an event");
+        }
     }
 }

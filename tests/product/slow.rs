@@ -23,6 +23,8 @@ const LONG: Duration = Duration::from_secs(3);
 /// A body below 1 KiB a second is cut after a second of waiting.
 const RATE: &str = "[limits]\nbody_rate = \"1KiB\"\n[timeouts]\nclient_body_grace = \"1s\"\n";
 const WRITE: &str = "[timeouts]\nclient_write = \"1s\"\n";
+/// And one that takes less than 256 KiB a second.
+const TAKE: &str = "[limits]\nanswer_rate = \"256KiB\"\n[timeouts]\nclient_write = \"1s\"\n";
 
 fn post(length: usize) -> String {
     format!("POST /upload HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\n\r\n")
@@ -148,6 +150,74 @@ async fn a_client_that_takes_nothing_of_its_answer_is_cut() {
     assert!(wire.head().await.starts_with("HTTP/1.1 200 "));
     wait_given_back(&mut edge);
     assert_eq!(edge.metric(&["dormouse_refused_total", "client_too_slow"]), 1.0);
+}
+
+/// What the kernel keeps of connections to this address that are closed for the edge.
+fn left_in_kernel(edge: &Edge) -> Vec<String> {
+    let at = format!(":{:04X} ", edge.http.port());
+    let all = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's connections");
+    // sl, local, remote, state: 01 is open, 0A listens, 06 waits for nothing.
+    let is_left = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let local = fields.next().is_some_and(|local| format!("{local} ").ends_with(&at));
+        local && !["01", "06", "0A"].contains(&fields.nth(1).unwrap_or("06"))
+    };
+    all.lines().filter(is_left).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_a_little_now_and_then_is_cut_and_nothing_is_kept_for_it() {
+    const BYTES: usize = 256_000_000;
+    let mut edge = Setup::new().config(TAKE).route("demo", &witnessed("", "")).start();
+    let get = format!("GET /download?bytes={BYTES} HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    let mut wire = Wire::sent(edge.http, get.as_bytes()).await;
+    let takes_a_little = async {
+        while edge.metric(&["dormouse_refused_total", "client_too_slow"]) < 1.0 {
+            wire.0.read_exact(&mut [0; 100]).await.expect("there is more");
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(crate::support::PATIENCE, takes_a_little).await.expect("it is not cut");
+    wait_given_back(&mut edge);
+    let rest = wire.0.read_to_end(&mut Vec::new()).await;
+    assert_eq!(rest.expect_err("an end").kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(left_in_kernel(&edge), Vec::<String>::new());
+}
+
+/// Some 2 MB a second, and more than kernel and edge keep.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_enough_gets_all_of_it() {
+    const BYTES: usize = 16_000_000;
+    let edge = Setup::new().config(TAKE).route("demo", &witnessed("", "")).start();
+    let get = format!(
+        "GET /download?bytes={BYTES} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"
+    );
+    let mut wire = Wire::sent(edge.http, get.as_bytes()).await;
+    let (mut taken, mut some) = (0, vec![0; 100_000]);
+    while let n @ 1.. = wire.0.read(&mut some).await.expect("it was cut") {
+        taken += n;
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(BYTES < taken, "{taken}");
+}
+
+/// Less than the rate is sent, and all that is sent is taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_which_little_is_sent_goes_on() {
+    let mut edge = Setup::new().config(TAKE).route("demo", &played()).start();
+    let get = format!("GET /events HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    let mut wire = Wire::sent(edge.http, get.as_bytes()).await;
+    let instance = Played::start(&mut edge).await;
+    let (mut raw, _) = instance.request().await;
+    raw.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    for _ in 0..6 {
+        raw.send("1\r\na\r\n").await;
+        wire.until("a\r\n").await;
+        sleep(Duration::from_millis(500)).await;
+    }
+    raw.send("0\r\n\r\n").await;
+    wire.until("0\r\n\r\n").await;
+    assert_eq!(edge.metric(&["dormouse_refused_total", "client_too_slow"]), 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

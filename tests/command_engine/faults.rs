@@ -103,10 +103,13 @@ async fn the_last_lines_of_stderr_are_told_and_no_secret() {
     let script = "for i in $(seq 2000); do echo line $i of many >&2; done; cat >&2; exit 1";
     let mut spec = Spec::default();
     spec.env.insert("PASSWORD".into(), "hunter2-in-env".into());
-    spec.parameters.insert("token".into(), "hunter2-in-parameters".into());
+    spec.parameters.insert("domain".into(), "desk-7".into());
     let error = start(&Lab::script(script), &spec).await.unwrap_err().to_string();
     assert!(error.contains("line 2000 of many") && !error.contains("line 1990"), "{error}");
-    assert!(error.contains("PASSWORD") && error.contains("***"), "{error}");
+    assert!(
+        error.contains("PASSWORD") && error.contains("***") && error.contains("desk-7"),
+        "{error}"
+    );
     assert!(!error.contains("hunter2"), "{error}");
     assert!(!format!("{:?}", Lab::script("").engine()).contains("hunter2"));
 }

@@ -13,7 +13,7 @@ use dormouse::{
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-const DORMOUSE: &str = env!("CARGO_BIN_EXE_dormouse");
+pub(crate) const DORMOUSE: &str = env!("CARGO_BIN_EXE_dormouse");
 const MACHINES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/command_engine/machines.sh");
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 

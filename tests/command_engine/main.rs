@@ -3,6 +3,7 @@
 
 #[path = "../contract/mod.rs"]
 mod contract;
+mod examples;
 mod faults;
 mod given;
 mod lab;

@@ -89,16 +89,10 @@ impl<'a> Call<'a> {
         Self { life, to: Some(to.as_str()), ..self }
     }
 
-    /// What may be a secret among what the program was given: it may print it again.
+    /// What may be a secret among what the program was given: it may print it again. Parameters
+    /// are none: an error that hides the name of what is missing helps nobody.
     pub(super) fn secrets(&self) -> impl Iterator<Item = &'a String> + use<'a> {
-        self.instance
-            .iter()
-            .flat_map(|instance| {
-                let Template { parameters, env, .. } = *instance;
-                parameters.values().chain(env.values())
-            })
-            .collect::<Vec<_>>()
-            .into_iter()
+        self.instance.as_ref().map(|instance| instance.env.values()).into_iter().flatten()
     }
 }
 

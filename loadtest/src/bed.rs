@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs::{self, File},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -19,7 +19,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use crate::{floor::free_port, reset::words};
+use crate::{
+    floor::{free_port, free_port_at},
+    reset::words,
+};
 
 /// A server that is not up after this long never will be.
 const START_MAX: Duration = Duration::from_secs(120);
@@ -35,6 +38,8 @@ pub struct BedTable {
     /// Files to hold a shared lock on from before the first command to after the last: who waits
     /// for that sees the end of this program even where it is killed.
     pub locks: Vec<String>,
+    /// Where edges listen with TLS: an address of this machine. Default: 127.0.0.1.
+    pub address: Option<IpAddr>,
     /// Commands to run first, one after the other.
     pub setup: Vec<String>,
     /// Edges by name: `${NAME}` is where one listens, `${NAME.admin}` its admin API,
@@ -60,7 +65,8 @@ pub struct EdgeTable {
     pub config: String,
     /// `routes/NAME.toml`.
     pub routes: BTreeMap<String, String>,
-    /// Whether it listens with TLS, too, at `${NAME.https}`: certificates by `dormouse cert dev`.
+    /// Whether it listens with TLS, too, at `${NAME.https}`, the port alone is
+    /// `${NAME.https.port}`: certificates by `dormouse cert dev`.
     pub https: bool,
     /// The same route again and again.
     pub many: Option<Many>,
@@ -206,7 +212,9 @@ impl Bed {
         for (name, edge) in &table.edges {
             self.words.set(format!("{name}.admin"), format!("http://{}", free_port()?));
             if edge.https {
-                self.words.set(format!("{name}.https"), free_port()?);
+                let https = free_port_at(table.address.unwrap_or(Ipv4Addr::LOCALHOST.into()))?;
+                self.words.set(format!("{name}.https"), https);
+                self.words.set(format!("{name}.https.port"), https.port());
             }
         }
         Ok(())

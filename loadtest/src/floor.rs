@@ -2,7 +2,7 @@
 //! Nobody who waits for it can be faster than this.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     os::unix::process::CommandExt as _,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -216,5 +216,10 @@ async fn pause(began: Instant, tight: bool) -> anyhow::Result<()> {
 
 /// A port of 127.0.0.1 that nobody listens on.
 pub fn free_port() -> std::io::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr()
+    free_port_at(Ipv4Addr::LOCALHOST.into())
+}
+
+/// A port of an address of this machine that nobody listens on.
+pub fn free_port_at(address: IpAddr) -> std::io::Result<SocketAddr> {
+    TcpListener::bind((address, 0))?.local_addr()
 }

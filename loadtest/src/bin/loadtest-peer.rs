@@ -1,6 +1,5 @@
 //! The other parts of a scenario: a bare Pingora proxy, built with the same settings and allocator
-//! as Dormouse, an instance that costs next to nothing and says who it is, and a long way between a
-//! client and a server.
+//! as Dormouse, and an instance that costs next to nothing and says who it is.
 
 use std::{env, net::SocketAddr, process::ExitCode, thread, time::Duration};
 
@@ -13,12 +12,7 @@ use pingora::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpListener, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-    sync::mpsc,
-    time::{Instant, sleep_until},
+    net::{TcpListener, TcpStream},
 };
 use tokio_tungstenite::{WebSocketStream, tungstenite};
 
@@ -28,8 +22,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// As much of a request's head as is read.
 const HEAD_MAX: usize = 16 * 1024;
-/// Pieces on their way at once, in each direction of a delayed connection.
-const DELAYED_MAX: usize = 1024;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
@@ -43,18 +35,7 @@ fn main() -> ExitCode {
                 eprintln!("{listen}: {error}");
             }
         }
-        ["delay", listen, upstream, millis] => match (upstream.parse(), millis.parse()) {
-            (Ok(upstream), Ok(millis)) => {
-                if let Err(error) = delay(listen, upstream, Duration::from_millis(millis)) {
-                    eprintln!("{listen}: {error}");
-                }
-            }
-            _ => eprintln!("{upstream} {millis}: an address and milliseconds are needed"),
-        },
-        _ => eprintln!(
-            "loadtest-peer bare-pingora LISTEN UPSTREAM\nloadtest-peer instance LISTEN\n\
-             loadtest-peer delay LISTEN UPSTREAM MILLISECONDS"
-        ),
+        _ => eprintln!("loadtest-peer bare-pingora LISTEN UPSTREAM\nloadtest-peer instance LISTEN"),
     }
     ExitCode::FAILURE
 }
@@ -125,54 +106,6 @@ fn instance(listen: &str) -> std::io::Result<()> {
             }
         }
     })
-}
-
-/// Passes bytes on, each `late` after it came, both ways. The TCP handshake itself is not late.
-fn delay(listen: &str, upstream: SocketAddr, late: Duration) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind(listen).await?;
-        let mut ways = tokio::task::JoinSet::new();
-        loop {
-            tokio::select! {
-                accepted = listener.accept() => {
-                    let (client, _) = accepted?;
-                    // Who finds nobody there sees the connection end.
-                    let Ok(server) = TcpStream::connect(upstream).await else { continue };
-                    let (_, _) = (client.set_nodelay(true), server.set_nodelay(true));
-                    let (from_client, to_client) = client.into_split();
-                    let (from_server, to_server) = server.into_split();
-                    ways.spawn(pass_on(from_client, to_server, late));
-                    ways.spawn(pass_on(from_server, to_client, late));
-                }
-                Some(_) = ways.join_next() => {}
-            }
-        }
-    })
-}
-
-/// One way, until it ends.
-async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, late: Duration) {
-    let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(DELAYED_MAX);
-    let read = async move {
-        let mut chunk = vec![0; HEAD_MAX];
-        while let Ok(n @ 1..) = from.read(&mut chunk).await {
-            if sender.send((Instant::now() + late, chunk[..n].to_vec())).await.is_err() {
-                return;
-            }
-        }
-    };
-    let write = async move {
-        while let Some((due, bytes)) = receiver.recv().await {
-            sleep_until(due).await;
-            if to.write_all(&bytes).await.is_err() {
-                return;
-            }
-        }
-        // The other side is gone already, or hears of the end now.
-        let _ = to.shutdown().await;
-    };
-    tokio::join!(read, write);
 }
 
 async fn serve(mut stream: TcpStream, answer: &'static str) {

@@ -273,9 +273,11 @@ impl Door {
         let access = &route.recipe.access;
         match policy {
             Policy::Addresses => {
-                let addresses = access.addresses.as_ref().zip(request.address);
-                let met = addresses.is_some_and(|(addresses, address)| addresses.admits(address));
-                if met { Outcome::Met(Met::default()) } else { Outcome::Not(Refusal::NotAllowed) }
+                if is_allowed(access, request.address) {
+                    Outcome::Met(Met::default())
+                } else {
+                    Outcome::Not(Refusal::NotAllowed)
+                }
             }
             Policy::Mtls => mtls::ask(route, request),
             Policy::Link => link::ask(&self.keys, &self.revoked, access, request, carried),
@@ -351,6 +353,28 @@ impl Refusal {
             (first, _) => first,
         }
     }
+}
+
+/// Whether a client may enter whatever it asks for, as far as its connection tells: by its address
+/// and the certificate that it has shown, checked by the listener.
+pub fn admits_unseen(
+    route: &Route,
+    host: &str,
+    address: Option<IpAddr>,
+    certificate: Option<&[u8]>,
+) -> bool {
+    let access = &route.recipe.access;
+    let admits = |policy: &Policy| match policy {
+        Policy::Addresses => is_allowed(access, address),
+        Policy::Mtls => mtls::admits(route, host, certificate).is_some(),
+        _ => false,
+    };
+    !is_denied(access, address) && access.require.iter().all(|any| any.iter().any(admits))
+}
+
+fn is_allowed(access: &Access, address: Option<IpAddr>) -> bool {
+    let addresses = access.addresses.as_ref().zip(address);
+    addresses.is_some_and(|(addresses, address)| addresses.admits(address))
 }
 
 fn is_denied(access: &Access, address: Option<IpAddr>) -> bool {

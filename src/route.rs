@@ -140,12 +140,6 @@ impl Route {
         self.recipe.tls.is_some()
     }
 
-    /// Whether a wake may begin before a request is seen: whoever may connect from an address may
-    /// also ask. Which addresses says [`access::Access::admits_address`].
-    pub fn may_wake_unseen(&self) -> bool {
-        self.recipe.access.is_of_address()
-    }
-
     /// The headers to set on every request to the instance of `host`, over the client's own, named as
     /// the operator spelled them. The values are marked sensitive. Allocates only for those that a capture stands in.
     pub fn set_headers<'a>(&'a self, host: &'a str) -> impl Iterator<Item = (Bytes, HeaderValue)> {

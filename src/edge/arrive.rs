@@ -49,7 +49,7 @@ pub(super) struct Arrival {
     pub(super) stream: Stream,
     pub(super) peer: Peer,
     pub(super) told: Option<Told>,
-    /// A lease on the session that its ClientHello has named.
+    /// A lease on the session that its handshake has named.
     pub(super) early: Option<Early>,
 }
 
@@ -158,7 +158,9 @@ impl Entrances {
             tls::End::Challenge => "challenge",
             tls::End::Failed(error) => failed("failed", address, &error),
         })?;
-        Ok(Arrival { stream, told: Some(told), early: early.flatten(), peer })
+        let early = early.flatten();
+        let early = early.or_else(|| self.unseen.as_ref()?.wake_shaken(&told, &peer));
+        Ok(Arrival { stream, told: Some(told), early, peer })
     }
 }
 

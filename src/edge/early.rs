@@ -1,4 +1,5 @@
-//! A wake that begins with the ClientHello: the handshake's round trips are then part of the wait.
+//! A wake that begins with the ClientHello, or with the certificate that the client shows: the
+//! handshake's round trips are then part of the wait.
 //!
 //! Only where a route asks for it and lets clients in before their request is seen, never for a
 //! name without a route, and within the same rates as any wake.
@@ -7,8 +8,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::{admit::Admission, client::Peer};
+use super::{admit::Admission, client::Peer, tls::Told};
 use crate::{
+    access::admits_unseen,
     fleet::{Fleet, Lease, Origin},
     metrics::METRICS,
     route::{Route, RouteTable, WakeOn},
@@ -41,11 +43,30 @@ impl Unseen {
         Self { table, fleet, admission }
     }
 
-    /// A lease on the session of this canonical host, where its route wants it.
+    /// A lease on the session of this canonical host, where its route wants it: at the ClientHello.
     pub(super) fn wake(&self, host: &str, peer: &Peer) -> Option<Early> {
+        self.wake_if(host, peer, |route| admits_unseen(route, host, peer.address, None))
+    }
+
+    /// The same once the handshake is over, for whom the certificate alone lets in.
+    pub(super) fn wake_shaken(&self, told: &Told, peer: &Peer) -> Option<Early> {
+        let (host, certificate) = (told.server_name.as_deref()?, told.certificate.as_deref()?);
+        self.wake_if(host, peer, |route| {
+            let admits = |certificate| admits_unseen(route, host, peer.address, certificate);
+            !admits(None) && admits(Some(certificate))
+        })
+    }
+
+    fn wake_if(
+        &self,
+        host: &str,
+        peer: &Peer,
+        admits: impl FnOnce(&Route) -> bool,
+    ) -> Option<Early> {
         let table = self.table.load();
         let route = table.lookup(host)?;
-        if route.recipe.wake_on != WakeOn::Sni || !may_wake(route, peer) {
+        // Whom a trusted proxy speaks for is known with the request only.
+        if route.recipe.wake_on != WakeOn::Sni || peer.is_trusted() || !admits(route) {
             return None;
         }
         // What refuses it refuses the request, too, and says why.
@@ -54,13 +75,6 @@ impl Unseen {
         METRICS.leases_at_sni.inc();
         Some(Early { host: host.into(), lease })
     }
-}
-
-/// Whether this client may wake a session of this route before it has asked for anything, as far
-/// as access goes.
-fn may_wake(route: &Route, peer: &Peer) -> bool {
-    // Whom a trusted proxy speaks for is known with the request only.
-    !peer.is_trusted() && route.recipe.access.admits_address(peer.address)
 }
 
 impl Early {

@@ -200,17 +200,11 @@ impl Access {
         self.require.iter().flatten().any(|other| *other == policy)
     }
 
-    /// Whether an address alone may decide it, so that a session can wake before its request is
-    /// seen: a certificate comes after the ClientHello. Whom it lets in says
-    /// [`Access::admits_address`].
-    pub fn is_of_address(&self) -> bool {
-        self.require.iter().all(|any| any.contains(&Policy::Addresses))
-    }
-
-    /// Whether whoever comes from this address may enter, whatever it asks for.
-    pub fn admits_address(&self, address: Option<IpAddr>) -> bool {
-        let admits = |addresses: &Addresses| address.is_some_and(|one| addresses.admits(one));
-        self.is_of_address() && self.addresses.as_ref().is_none_or(admits)
+    /// Whether the connection alone may decide it, so that a session can wake before its request is
+    /// seen: the client's address, or the certificate that it shows in the handshake.
+    pub fn is_of_connection(&self) -> bool {
+        let decides = |policy: &Policy| matches!(policy, Policy::Addresses | Policy::Mtls);
+        self.require.iter().all(|any| any.iter().any(decides))
     }
 
     /// The headers in which the instance is told something: no client may send them.

@@ -125,10 +125,11 @@ pub(super) fn parse(
     };
     let recipe = Arc::new(recipe);
     let route = Route { name: name.into(), file: file.to_owned(), host: host.clone(), recipe };
-    if wake_on == WakeOn::Sni && !route.may_wake_unseen() {
+    if wake_on == WakeOn::Sni && !route.recipe.access.is_of_connection() {
         let wrong = "this route's access needs the request: it cannot wake at the handshake";
-        found.value(&["wake", "on"], wrong).hint =
-            Some("use wake.on = \"request\", or let [access] decide by addresses alone".into());
+        found.value(&["wake", "on"], wrong).hint = Some(
+            "use wake.on = \"request\", or let [access] decide by addresses or mtls alone".into(),
+        );
     }
     found.finish(())?;
     Ok((route, source.position(&["host"])))

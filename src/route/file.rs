@@ -110,7 +110,8 @@ pub(crate) struct WakeTable {
     pub(crate) held_max: u32,
     /// What a wake begins with: `"request"`, or `"sni"`, already the TLS handshake that names the
     /// host, so that its round trips are part of the wait. Only for routes that let everybody in,
-    /// or decide by the client's address: a request is not seen by then.
+    /// or decide by the client's address or certificate: a request is not seen by then. Where it
+    /// takes the certificate, the wake begins when the handshake ends.
     pub(crate) on: WakeOn,
     /// Requests that wake nobody and keep nobody awake: monitors, crawlers, prefetchers.
     pub(crate) ignore: IgnoreTable,

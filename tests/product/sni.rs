@@ -88,3 +88,32 @@ async fn a_first_request_for_another_session_gives_the_lease_back() {
     edge.wait_until("it is given back", |edge| edge.session("alice.test")["leases"] == 0);
     open_gate(&edge, "alice.test");
 }
+
+/// The certificate comes after the ClientHello: who has the right one wakes when the handshake ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_lets_in_wakes_at_the_end_of_its_handshake_and_no_other_does() {
+    let (authority, theirs) = (Authority::new(), Authority::new());
+    let listen =
+        "https = [{ address = \"@HTTPS@\", client_ca = \"ca.pem\", client_auth = \"optional\" }]";
+    let more = format!("{AT_SNI}[access]\nmtls = {{ san = [\"{{session}}.users.test\"] }}\n");
+    let setup = Setup::new().listen(listen).file("ca.pem", &theirs.pem());
+    let setup = setup.route("demo", &gated(&more));
+    let mut edge = authority.mint(NAMES).set_up(setup, "both").start();
+    let alice = theirs.mint(&["alice.users.test"]);
+    for (client, host) in
+        [(authority.client(), "alice.test"), (authority.client().showing(&alice), "bob.test")]
+    {
+        let stream = client.connect(&edge, host).await.expect("a handshake");
+        let (_, head) = ask(stream, &format!("GET /whoami HTTP/1.1\r\nHost: {host}")).await;
+        assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+    }
+    assert_eq!(edge.metric(&["dormouse_leases_at_sni_total "]), 0.0);
+    let client = authority.client().showing(&alice);
+    let stream = client.connect(&edge, "alice.test").await.expect("a handshake");
+    edge.wait_until("it wakes", |edge| edge.starts("alice.test") == 1);
+    assert_eq!(edge.metric(&["dormouse_leases_at_sni_total "]), 1.0);
+    open_gate(&edge, "alice.test");
+    let mut wire = Wire(stream);
+    assert!(whoami(&mut wire, "alice.test").await.starts_with("HTTP/1.1 200"));
+    assert_eq!((edge.starts("alice.test"), edge.starts("bob.test")), (1, 0));
+}

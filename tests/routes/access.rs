@@ -1,6 +1,9 @@
 //! `[access]`: what it means, and what is said when it is wrong.
 
-use dormouse::route::access::{Access, Policy};
+use dormouse::{
+    access::admits_unseen,
+    route::access::{Access, Policy},
+};
 
 use crate::{mistakes::error, parse};
 
@@ -33,20 +36,26 @@ fn policies_combine_by_all_or_any_or_a_list() {
 }
 
 #[test]
-fn only_what_an_address_decides_may_be_decided_without_a_request() {
+fn only_what_the_connection_decides_may_be_decided_without_a_request() {
     let ten = Some("10.1.1.1".parse().unwrap());
     let decided = |text: &str| {
-        let access = access(&format!("[access]\n{text}"));
-        (access.is_of_address(), access.admits_address(ten), access.admits_address(None))
+        let text = format!(
+            "host = \"{{session}}.localhost\"\ninstance.command = [\"x\"]\n[access]\n{text}"
+        );
+        let route = parse("demo", &text).expect("a route");
+        let admits = |address| admits_unseen(&route, "alice.localhost", address, None);
+        (route.recipe.access.is_of_connection(), admits(ten), admits(None))
     };
     assert_eq!(decided(""), (true, true, true));
     assert_eq!(decided("addresses = { allow = [\"10.0.0.0/8\"] }"), (true, true, false));
     assert_eq!(decided("addresses = { deny = [\"10.0.0.0/8\"] }"), (true, false, false));
     let any = "require = \"any\"\nlink = true\naddresses = { allow = [\"10.0.0.0/8\"] }";
     assert_eq!(decided(any), (true, true, false));
-    for needs_more in
-        ["mtls = {}", "link = true", "link = true\naddresses = { allow = [\"::/0\"] }"]
-    {
+    // A certificate may decide it, and none was shown.
+    assert_eq!(decided("mtls = {}"), (true, false, false));
+    let either = "require = \"any\"\nmtls = {}\naddresses = { allow = [\"10.0.0.0/8\"] }";
+    assert_eq!(decided(either), (true, true, false));
+    for needs_more in ["link = true", "link = true\naddresses = { allow = [\"::/0\"] }"] {
         assert_eq!(decided(needs_more), (false, false, false), "{needs_more}");
     }
 }

@@ -15,8 +15,13 @@ use ring::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::{
     client_async,
     tungstenite::{Message, client::IntoClientRequest, protocol::frame::coding::CloseCode},
@@ -25,7 +30,7 @@ use tokio_tungstenite::{
 use crate::{
     guest::{self, Guest},
     support::{Edge, PATIENCE, Setup, client, witnessed},
-    tls::{Authority, HTTPS, NAMES, Tls, ask},
+    tls::{Authority, HTTPS, Minted, NAMES, Tls, ask},
     wire::Wire,
 };
 
@@ -676,4 +681,57 @@ async fn another_service_decides_and_its_failure_refuses() {
     down.announce("the service that decides does not");
     assert_eq!(refused(still().get(down.url(ALICE, "/"))).await, (503, "access_undecided".into()));
     assert_nobody_woke(&down);
+}
+
+/// Lets everybody in at `/judge`, and knows one key otherwise; over TLS, as `localhost`.
+async fn serve_tls(authority: &Authority, key: &Signer) -> u16 {
+    let Minted { certificate, key: own } = authority.mint(&["localhost"]);
+    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM")];
+    let own = PrivateKeyDer::from_pem_slice(own.as_bytes()).expect("PEM");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.expect("versions").with_no_client_auth().with_single_cert(chain, own);
+    let acceptor = TlsAcceptor::from(Arc::new(config.expect("a pair")));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let keys = json!({ "keys": [key.entry()] }).to_string();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            // Who does not trust it leaves in the handshake.
+            let Ok(stream) = acceptor.accept(socket).await else { continue };
+            let mut wire = Wire(stream);
+            let body = if wire.head().await.starts_with("GET /judge ") { "" } else { &keys };
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+            wire.send(answer.as_bytes()).await;
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_decides_and_who_has_the_keys_is_asked_over_tls_and_only_if_it_is_trusted() {
+    let (authority, key) = (Authority::new(), Signer::new("a"));
+    let port = serve_tls(&authority, &key).await;
+    let jwt = format!(
+        "jwt = {{ jwks = \"https://localhost:{port}/keys\", algorithm = \"ES256\", claims = {{ sub = \"{{session}}\" }} }}"
+    );
+    let forward = format!("forward = {{ url = \"https://localhost:{port}/judge\" }}");
+    for access in [forward, jwt] {
+        let route = witnessed("", &format!("[access]\n{access}\n"));
+        let trusting =
+            Setup::new().file("trusted.pem", &authority.pem()).route("demo", &route).start();
+        let mut strange =
+            Setup::new().file("trusted.pem", &Authority::new().pem()).route("demo", &route).start();
+        strange.announce("the service that decides does not").announce("a key set cannot be read");
+        let get = |edge: &Edge| {
+            still().get(edge.url(ALICE, "/whoami")).bearer_auth(key.token("ES256", "alice"))
+        };
+        assert_eq!(refused(get(&strange)).await, (503, "access_undecided".into()), "{access}");
+        assert_nobody_woke(&strange);
+        assert_eq!(answer(get(&trusting)).await.status(), 200, "{access}");
+    }
 }

@@ -150,6 +150,7 @@ impl Edge {
                  pingora_core::connectors=off,pingora_core::server::transfer_fd=off,pingora_pool=error",
             )
             .env("NO_COLOR", "1")
+            .envs(self.trusted().map(|file| ("SSL_CERT_FILE", file)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -164,6 +165,11 @@ impl Edge {
         });
         self.readers.lock().expect("readers").push(reader);
         child
+    }
+
+    /// Whom the edge is to take for trusted by the system: `trusted.pem`, if it is there.
+    fn trusted(&self) -> Option<PathBuf> {
+        Some(self.path("trusted.pem")).filter(|file| file.exists())
     }
 
     /// Makes the process that was launched the one under test; returns the one before.

@@ -7,7 +7,7 @@ use std::{fs, io, sync::Arc};
 use futures::{SinkExt as _, StreamExt as _};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{
-    ClientConfig, ProtocolVersion, RootCertStore, SupportedProtocolVersion,
+    ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
     version::{TLS12, TLS13},
 };
@@ -117,6 +117,10 @@ impl Tls {
         socket: TcpStream,
         name: &str,
     ) -> io::Result<TlsStream<TcpStream>> {
+        shake(&TlsConnector::from(Arc::new(self.config())), socket, name).await
+    }
+
+    fn config(self) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(self.roots);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -134,14 +138,22 @@ impl Tls {
             }
         };
         config.alpn_protocols = self.alpn;
-        let name = ServerName::try_from(name.to_owned()).expect("a name");
-        TlsConnector::from(Arc::new(config)).connect(name, socket).await
+        config
     }
 
     pub(crate) async fn connect(self, edge: &Edge, name: &str) -> io::Result<TlsStream<TcpStream>> {
         let socket = TcpStream::connect(edge.https).await.expect("a connection");
         self.over(socket, name).await
     }
+}
+
+async fn shake(
+    connector: &TlsConnector,
+    socket: TcpStream,
+    name: &str,
+) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(name.to_owned()).expect("a name");
+    connector.connect(name, socket).await
 }
 
 /// The certificate that the edge has shown.
@@ -279,6 +291,28 @@ async fn clients_speak_tls_1_2_and_1_3_or_1_3_alone() {
     let old = authority.client().version(&TLS12).connect(&edge, "alice.test").await;
     assert!(old.expect_err("refused").to_string().contains("ProtocolVersion"));
     authority.client().connect(&edge, "alice.test").await.expect("a handshake");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_comes_back_resumes_by_its_ticket_and_a_certificate_counts_then_too() {
+    let (authority, theirs) = (Authority::new(), Authority::new());
+    let listen = "https = [{ address = \"@HTTPS@\", client_ca = \"ca.pem\" }]";
+    let setup = Setup::new().listen(listen).file("ca.pem", &theirs.pem());
+    let route = witnessed("", "[access]\nmtls = { san = [\"me\"] }\n");
+    let edge = authority.mint(NAMES).set_up(setup.route("demo", &route), "both").start();
+    for version in [&TLS12, &TLS13] {
+        let client = authority.client().version(version).showing(&theirs.mint(&["me"]));
+        let connector = TlsConnector::from(Arc::new(client.config()));
+        for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+            let socket = TcpStream::connect(edge.https).await.expect("a connection");
+            let stream = shake(&connector, socket, "alice.test").await.expect("a handshake");
+            let mut wire = Wire(stream);
+            // With TLS 1.3 the ticket comes with what is read.
+            let answer = whoami(&mut wire, "alice.test").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            assert_eq!(wire.0.get_ref().1.handshake_kind(), Some(kind), "{version:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

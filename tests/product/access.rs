@@ -29,6 +29,7 @@ use tokio_tungstenite::{
 
 use crate::{
     guest::{self, Guest},
+    h2 as http2,
     support::{Edge, PATIENCE, Setup, client, witnessed},
     tls::{Authority, HTTPS, Minted, NAMES, Tls, ask},
     wire::Wire,
@@ -479,6 +480,29 @@ async fn a_stream_ends_when_its_link_is_revoked_or_has_expired() {
     revoke(&edge, &id);
     tokio::time::timeout(PATIENCE, ends(first)).await.expect("revoked");
     tokio::time::timeout(PATIENCE, ends(second)).await.expect("expired");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_http2_ends_when_its_link_is_revoked_and_others_of_its_connection_go_on() {
+    let edge = edge("[access]\nlink = true\nend_open = true\n");
+    let ((id, revoked), (_, kept)) = (link(&edge, ""), link(&edge, ""));
+    let mut sender = http2::connect(edge.http).await;
+    let mut open = async |token: &str| {
+        let mut request = http2::get(ALICE, "/sse?every_ms=50");
+        let bearer = format!("Bearer {token}").parse().expect("a value");
+        request.headers_mut().insert("authorization", bearer);
+        let (answer, _) = sender.send_request(request, true).expect("sent");
+        let mut body = answer.await.expect("an answer").into_body();
+        body.data().await.expect("it flows").expect("it flows");
+        body
+    };
+    let (mut first, mut second) = (open(&revoked).await, open(&kept).await);
+    revoke(&edge, &id);
+    let ends = async { while let Some(Ok(_)) = first.data().await {} };
+    tokio::time::timeout(PATIENCE, ends).await.expect("revoked");
+    for _ in 0..3 {
+        second.data().await.expect("it flows").expect("it flows");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

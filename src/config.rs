@@ -21,7 +21,7 @@ use ipnet::IpNet;
 
 pub use {
     acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
-    engines::{CommandConfig, DockerConfig, DockerEndpoint, DockerTls, EngineConfig},
+    engines::{CommandConfig, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, FlyConfig},
     file::{Limits, Shutdown, Timeouts},
     http::{GetBody, Http2, Underscores},
     listen::{Tls, TlsVersion},

@@ -3,8 +3,11 @@
 //! An engine knows sessions by their identity and their [`Spec`]; it knows nothing of routes,
 //! requests or leases. The engine is the truth: what it lists is what exists.
 
+mod alone;
 pub mod command;
 pub mod docker;
+pub mod fly;
+mod poll;
 pub mod process;
 
 use std::{fmt, sync::Arc, time::Duration};

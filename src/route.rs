@@ -51,6 +51,8 @@ pub enum EngineKind {
     Process,
     /// Containers of a Docker daemon.
     Docker,
+    /// Machines of a Fly app.
+    Fly,
     /// Whatever the operator's own program starts, and the depths that it knows.
     Command(&'static [Depth]),
 }
@@ -61,6 +63,7 @@ impl EngineKind {
         match self {
             Self::Process => "process",
             Self::Docker => "docker",
+            Self::Fly => "fly",
             Self::Command(_) => "command",
         }
     }
@@ -70,6 +73,7 @@ impl EngineKind {
         match self {
             Self::Process => &[Depth::Paused, Depth::Stopped],
             Self::Docker => &[Depth::Paused, Depth::Stopped, Depth::Removed],
+            Self::Fly => &[Depth::Suspended, Depth::Stopped, Depth::Removed],
             Self::Command(depths) => depths,
         }
     }

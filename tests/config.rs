@@ -7,7 +7,7 @@ use std::{fs, path::Path, time::Duration};
 use dormouse::{
     config::{
         AdminAddress, ClientAuth, CommandConfig, Config, DockerConfig, DockerEndpoint, DockerTls,
-        EngineConfig, GetBody, TlsVersion, Underscores,
+        EngineConfig, FlyConfig, GetBody, TlsVersion, Underscores,
     },
     route::{EngineKind, Route, RouteError, load_dir},
     schema::{SchemaFile, reference},
@@ -185,7 +185,7 @@ kind = "dokcer"
         "dormouse.toml:8:9: `30 potatoes` is no duration, expected a duration such as \"30s\", \
          \"15m\" or \"2h\"",
         "dormouse.toml:10:8: unknown value `dokcer`; did you mean `docker`? known: `process`, \
-         `docker`, `command`",
+         `docker`, `command`, `fly`",
     ];
     assert_eq!(errors(text), expected);
 }
@@ -274,6 +274,57 @@ poll = "1m"
     assert_eq!(route("stopped"), Ok(()));
     let error = route("paused").unwrap_err()[0].to_string();
     assert!(error.contains("an engine of kind command has no `paused`"), "{error}");
+}
+
+#[test]
+fn a_fly_app_is_an_engine() {
+    let text = r#"
+[engines.fly]
+kind = "fly"
+[engines.fly.fly]
+app = "desks"
+token_file = "secrets/fly"
+"#;
+    let expected = FlyConfig {
+        endpoint: "https://api.machines.dev/v1".into(),
+        app: "desks".into(),
+        token_file: Some("/etc/dormouse/secrets/fly".into()),
+        region: None,
+        owner: "dormouse".into(),
+        call_timeout: Duration::from_secs(60),
+        poll: Duration::from_secs(10),
+    };
+    let config = parse(text).unwrap();
+    assert_eq!(config.engines["fly"], EngineConfig::Fly(expected));
+    let route = "host = \"a.b\"\nengine = \"fly\"";
+    let error = Route::parse("a", Path::new("a.toml"), route, &config.engine_kinds()).unwrap_err();
+    assert!(error[0].to_string().contains("a machine of Fly needs an image"), "{}", error[0]);
+
+    let text = r#"
+[engines.a]
+kind = "fly"
+[engines.b]
+kind = "fly"
+[engines.b.fly]
+app = "Desks"
+endpoint = "http://api.machines.dev/v1"
+poll = "2h"
+token = "x"
+[engines.c]
+kind = "process"
+fly.app = "x"
+"#;
+    let expected = ["dormouse.toml:10:1: unknown key `token`; known: `app`, `token_file`, \
+         `endpoint`, `region`, `poll`"];
+    assert_eq!(errors(text), expected);
+    let expected = [
+        "dormouse.toml:2:1: nothing says which app; set app under [engines.a.fly]",
+        "dormouse.toml:7:7: no name of an app",
+        "dormouse.toml:8:12: the token needs https://, or http://_api.internal inside 6PN",
+        "dormouse.toml:9:8: `poll` goes from \"1s\" to \"1h\"",
+        "dormouse.toml:12:1: `fly` is for kind = \"fly\" only",
+    ];
+    assert_eq!(errors(&text.replace("token = \"x\"\n", "")), expected);
 }
 
 #[test]

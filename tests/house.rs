@@ -72,6 +72,7 @@ const HOUSE: &[Rule] = &[
         &[
             "engine::command",
             "engine::docker",
+            "engine::fly",
             "engine::process",
             "pingora",
             "notify",

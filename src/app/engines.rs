@@ -1,13 +1,14 @@
 //! The table of backends: one row a kind.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
-    config::{CommandConfig, Config, DockerConfig, DockerEndpoint, EngineConfig},
+    config::{CommandConfig, Config, DockerConfig, DockerEndpoint, EngineConfig, FlyConfig},
     engine::{
         Engine, Error,
         command::{self, Command},
         docker::{self, Docker},
+        fly::{self, Fly},
         process::Process,
     },
 };
@@ -27,6 +28,7 @@ pub(super) fn build(
         EngineConfig::Command(command) => {
             Arc::new(Command::new(command_config(command, config.base.clone()))?)
         }
+        EngineConfig::Fly(fly) => Arc::new(Fly::new(fly_config(fly)?)?),
         EngineConfig::Docker(docker) => Arc::new(Docker::new(docker_config(docker))?),
     })
 }
@@ -36,6 +38,26 @@ fn command_config(config: &CommandConfig, directory: PathBuf) -> command::Config
         config.clone();
     command::Config { run, directory, depths, environment, call_timeout, at_once, poll, owner }
 }
+
+/// The token is read now, from where the config says; it is in no config.
+fn fly_config(config: &FlyConfig) -> Result<fly::Config, Error> {
+    let FlyConfig { endpoint, app, token_file, region, owner, call_timeout, poll } = config.clone();
+    let token = match &token_file {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|e| Error::Missing(format!("the token in {}: {e}", path.display())))?,
+        None => std::env::var(FLY_TOKEN).map_err(|_| {
+            Error::Missing(format!("no token of Fly: set fly.token_file, or {FLY_TOKEN}"))
+        })?,
+    };
+    let token = token.trim().to_owned();
+    let interval = FLY_INTERVAL;
+    Ok(fly::Config { endpoint, app, token, region, owner, call_timeout, poll, interval })
+}
+
+/// As `flyctl` reads it.
+const FLY_TOKEN: &str = "FLY_API_TOKEN";
+/// One request a second for an action and machine: fly.io/docs/machines/api/working-with-machines-api.
+const FLY_INTERVAL: Duration = Duration::from_secs(1);
 
 fn docker_config(config: &DockerConfig) -> docker::Config {
     let (endpoint, tls) = match &config.endpoint {

@@ -1,14 +1,16 @@
 //! `[engines.NAME]`: its shape, and what it means.
 
 mod command;
+mod fly;
 
 use std::{path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use command::CommandConfig;
 pub(crate) use command::CommandTable;
+pub(crate) use fly::FlyTable;
+pub use {command::CommandConfig, fly::FlyConfig};
 
 use crate::route::{EngineKind, text::DurationText};
 
@@ -17,7 +19,8 @@ use crate::route::{EngineKind, text::DurationText};
 #[serde(deny_unknown_fields)]
 pub(crate) struct EngineTable {
     /// `"process"`: a command per session on this machine. `"docker"`: containers of a Docker
-    /// daemon. `"command"`: whatever a program of your own starts.
+    /// daemon. `"command"`: whatever a program of your own starts. `"fly"`:
+    /// machines of a Fly app.
     pub(crate) kind: KindWord,
     /// The most instances that are awake, waking or stopping at once; `limits.when_full` of a route
     /// says what becomes of one more. Default: as many as come.
@@ -25,6 +28,8 @@ pub(crate) struct EngineTable {
     pub(crate) running: Option<u32>,
     /// For `kind = "command"`.
     pub(crate) command: Option<CommandTable>,
+    /// For `kind = "fly"`.
+    pub(crate) fly: Option<FlyTable>,
     /// Where the Docker daemon is: `unix:///path`, `tcp://HOST:PORT`, `https://HOST:PORT` (TLS) or
     /// `ssh://[USER@]HOST[:PORT]`. Default: `DOCKER_HOST` (with `DOCKER_TLS_VERIFY` and
     /// `DOCKER_CERT_PATH`), else `unix:///var/run/docker.sock`.
@@ -50,6 +55,7 @@ pub(crate) enum KindWord {
     Process,
     Docker,
     Command,
+    Fly,
 }
 
 impl EngineTable {
@@ -59,6 +65,7 @@ impl EngineTable {
             kind,
             running: None,
             command: None,
+            fly: None,
             endpoint: None,
             tls_ca: None,
             tls_cert: None,
@@ -78,6 +85,8 @@ pub enum EngineConfig {
     Docker(DockerConfig),
     /// Whatever the operator's own program starts.
     Command(CommandConfig),
+    /// Machines of a Fly app.
+    Fly(FlyConfig),
 }
 
 /// `[engines.NAME]` with `kind = "docker"`.
@@ -125,6 +134,7 @@ impl EngineConfig {
             Self::Process => EngineKind::Process,
             Self::Docker(_) => EngineKind::Docker,
             Self::Command(command) => EngineKind::Command(command.depths),
+            Self::Fly(_) => EngineKind::Fly,
         }
     }
 }

@@ -4,27 +4,25 @@
 //! The program is the truth, asked anew every time: memory holds only what was last listed, to
 //! notice what changed. Verbs of one session never overlap, and none is cut short but by the limit.
 
-mod poll;
 mod protocol;
 mod run;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use dashmap::DashMap;
 use futures::stream::BoxStream;
-use tokio::sync::{Mutex, Semaphore};
-use tokio_util::{
-    sync::{CancellationToken, DropGuard},
-    task::TaskTracker,
-};
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{
-    poll::Outside,
     protocol::{Call, Listed, Verb},
     run::Program,
 };
-use super::{Engine, EngineEvent, Error, Instance, InstanceState, Life, Started};
+use super::{
+    Engine, EngineEvent, Error, Instance, Life, Started,
+    alone::Alone,
+    poll::{self, Outside},
+};
 use crate::session::{Depth, Generation, SessionId, Spec};
 
 /// The operator's program and its bounds.
@@ -51,6 +49,7 @@ pub struct Config {
 /// Instances by the operator's own program.
 pub struct Command {
     shared: Arc<Shared>,
+    alone: Alone,
     _poll_ends_with_us: DropGuard,
 }
 
@@ -65,10 +64,7 @@ struct Shared {
     config: Config,
     program: Program,
     permits: Semaphore,
-    /// One lock per session that is being worked on.
-    slots: DashMap<SessionId, Arc<Mutex<()>>>,
-    outside: Outside,
-    tasks: TaskTracker,
+    outside: Arc<Outside>,
     closing: CancellationToken,
 }
 
@@ -80,34 +76,15 @@ impl Command {
         let shared = Shared {
             program,
             permits: Semaphore::new(config.at_once),
-            slots: DashMap::new(),
-            outside: Outside::default(),
-            tasks: TaskTracker::new(),
+            outside: Arc::default(),
             closing: closing.clone(),
             config,
         };
-        Ok(Self { shared: Arc::new(shared), _poll_ends_with_us: closing.drop_guard() })
-    }
-
-    /// Runs `call` to its end even if nobody waits for it any longer, and alone for its session:
-    /// the sleep after an abandoned start finds what that start did.
-    async fn to_its_end<T, F>(&self, session: &SessionId, call: F) -> Result<T, Error>
-    where
-        F: Future<Output = Result<T, Error>> + Send + 'static,
-        T: Send + 'static,
-    {
-        let (shared, session) = (self.shared.clone(), session.clone());
-        let slot = shared.slots.entry(session.clone()).or_default().clone();
-        let task = self.shared.tasks.spawn(async move {
-            let done = {
-                let _alone = slot.lock().await;
-                call.await
-            };
-            drop(slot);
-            shared.slots.remove_if(&session, |_, slot| Arc::strong_count(slot) == 1);
-            done
-        });
-        task.await.unwrap_or_else(|e| Err(Error::Failed(format!("the runtime ends: {e}"))))
+        Ok(Self {
+            shared: Arc::new(shared),
+            alone: Alone::default(),
+            _poll_ends_with_us: closing.drop_guard(),
+        })
     }
 }
 
@@ -183,7 +160,7 @@ impl Engine for Command {
         generation: Generation,
     ) -> Result<Started, Error> {
         let (shared, spec, host) = (self.shared.clone(), spec.clone(), session.clone());
-        self.to_its_end(session, async move { shared.start(&host, &spec, generation).await }).await
+        self.alone.run(session, async move { shared.start(&host, &spec, generation).await }).await
     }
 
     async fn sleep(
@@ -195,7 +172,8 @@ impl Engine for Command {
     ) -> Result<(), Error> {
         let (shared, spec, host) = (self.shared.clone(), spec.clone(), session.clone());
         let life = life.cloned();
-        self.to_its_end(session, async move { shared.sleep(&host, &spec, life.as_ref(), to).await })
+        self.alone
+            .run(session, async move { shared.sleep(&host, &spec, life.as_ref(), to).await })
             .await
     }
 
@@ -208,9 +186,11 @@ impl Engine for Command {
     }
 
     fn events(&self) -> BoxStream<'static, EngineEvent> {
-        poll::stream(&self.shared)
+        let Shared { outside, closing, config, .. } = &*self.shared;
+        let shared = self.shared.clone();
+        poll::stream(outside, closing, config.poll, move || {
+            let shared = shared.clone();
+            Box::pin(async move { shared.list().await })
+        })
     }
 }
-
-/// What tells one listing from the next.
-type Sight = (InstanceState, Option<Life>);

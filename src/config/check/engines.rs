@@ -1,6 +1,7 @@
 //! `[engines.NAME]` becomes an [`EngineConfig`].
 
 mod command;
+mod fly;
 
 use std::{
     collections::BTreeMap,
@@ -59,6 +60,7 @@ impl Check<'_> {
             let engine = match table.kind {
                 KindWord::Process => EngineConfig::Process,
                 KindWord::Docker => self.docker(&name, table),
+                KindWord::Fly => EngineConfig::Fly(self.fly(&name, table)),
                 KindWord::Command => EngineConfig::Command(self.command(&name, table)),
             };
             engines.insert(name, engine);
@@ -67,19 +69,25 @@ impl Check<'_> {
     }
 
     fn of_other_kinds(&mut self, name: &str, table: &EngineTable) {
-        use KindWord::{Command, Docker};
-        let keys: [(&str, bool, &[KindWord], &str); 7] = [
+        use KindWord::{Command, Docker, Fly};
+        let keys: [(&str, bool, &[KindWord], &str); 8] = [
             ("endpoint", table.endpoint.is_some(), &[Docker], "\"docker\""),
             ("tls_ca", table.tls_ca.is_some(), &[Docker], "\"docker\""),
             ("tls_cert", table.tls_cert.is_some(), &[Docker], "\"docker\""),
             ("tls_key", table.tls_key.is_some(), &[Docker], "\"docker\""),
-            ("owner", table.owner.is_some(), &[Docker, Command], "\"docker\" or \"command\""),
+            (
+                "owner",
+                table.owner.is_some(),
+                &[Docker, Command, Fly],
+                "\"docker\", \"command\" or \"fly\"",
+            ),
             (
                 "call_timeout",
                 table.call_timeout.is_some(),
-                &[Docker, Command],
-                "\"docker\" or \"command\"",
+                &[Docker, Command, Fly],
+                "\"docker\", \"command\" or \"fly\"",
             ),
+            ("fly", table.fly.is_some(), &[Fly], "\"fly\""),
             ("command", table.command.is_some(), &[Command], "\"command\""),
         ];
         for (key, is_there, kinds, said) in keys {

@@ -72,6 +72,9 @@ impl Check<'_> {
                     "for example command = [\"./server\", \"--listen\", \"{address}\"]".into(),
                 );
             }
+            Some(EngineKind::Fly) if spec.image.is_none() => {
+                self.found.value(&["instance", "image"], "a machine of Fly needs an image");
+            }
             Some(EngineKind::Docker)
                 if spec.image.is_none() && container.is_none() && label.is_none() =>
             {

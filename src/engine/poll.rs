@@ -1,18 +1,21 @@
-//! What changed outside: the difference between one listing and the next.
+//! What changed outside, for engines whose backend tells of nothing: the difference between one
+//! listing and the next.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
-use futures::{StreamExt, stream::BoxStream};
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio::sync::broadcast;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Shared, Sight};
-use crate::{
-    engine::{EngineEvent, Error, Health, Instance, InstanceState, Life},
-    session::SessionId,
-};
+use super::{EngineEvent, Error, Health, Instance, InstanceState, Life};
+use crate::session::SessionId;
+
+/// What tells one listing from the next.
+type Sight = (InstanceState, Option<Life>);
 
 /// Events that a slow subscriber may be behind; then it is told to list everything.
 const EVENTS_MAX: usize = 1024;
@@ -22,6 +25,7 @@ const EVENTS_MAX: usize = 1024;
 pub(super) struct Outside {
     seen: Mutex<Seen>,
     told: OnceLock<broadcast::Sender<EngineEvent>>,
+    tasks: TaskTracker,
 }
 
 #[derive(Debug, Default)]
@@ -59,14 +63,19 @@ impl Outside {
     }
 }
 
-/// The poll begins with its first subscriber.
-pub(super) fn stream(shared: &Arc<Shared>) -> BoxStream<'static, EngineEvent> {
+/// The poll begins with its first subscriber and ends with `closing`.
+pub(super) fn stream(
+    outside: &Arc<Outside>,
+    closing: &CancellationToken,
+    every: Duration,
+    list: impl Fn() -> BoxFuture<'static, Result<Vec<Instance>, Error>> + Send + Sync + 'static,
+) -> BoxStream<'static, EngineEvent> {
     let mut told = None;
-    let sender = shared.outside.told.get_or_init(|| {
+    let sender = outside.told.get_or_init(|| {
         let (sender, receiver) = broadcast::channel(EVENTS_MAX);
         told = Some(receiver);
-        let polling = poll(Arc::clone(shared), sender.clone());
-        shared.tasks.spawn(shared.closing.clone().run_until_cancelled_owned(polling));
+        let polling = poll(Arc::clone(outside), sender.clone(), every, list);
+        outside.tasks.spawn(closing.clone().run_until_cancelled_owned(polling));
         sender
     });
     let told = told.unwrap_or_else(|| sender.subscribe());
@@ -80,17 +89,22 @@ pub(super) fn stream(shared: &Arc<Shared>) -> BoxStream<'static, EngineEvent> {
     .boxed()
 }
 
-async fn poll(shared: Arc<Shared>, told: broadcast::Sender<EngineEvent>) {
+async fn poll(
+    outside: Arc<Outside>,
+    told: broadcast::Sender<EngineEvent>,
+    every: Duration,
+    list: impl Fn() -> BoxFuture<'static, Result<Vec<Instance>, Error>>,
+) {
     let tell = |event| drop(told.send(event)); // no subscriber is no loss
     let mut failed = None;
     loop {
-        tokio::time::sleep(shared.config.poll).await;
-        shared.outside.begin_listing();
-        match shared.list().await {
+        tokio::time::sleep(every).await;
+        outside.begin_listing();
+        match list().await {
             Ok(listed) => {
-                let changed = shared.outside.changes(listed);
+                let changed = outside.changes(listed);
                 if failed.take().is_some() {
-                    tracing::info!("the command engine lists again");
+                    tracing::info!("the engine lists again");
                     tell(EngineEvent::Resync);
                 }
                 changed.into_iter().for_each(|session| tell(EngineEvent::Changed(session)));
@@ -103,7 +117,7 @@ async fn poll(shared: Arc<Shared>, told: broadcast::Sender<EngineEvent>) {
 /// Once for an outage, and again when it becomes another one.
 fn log_once(failed: &mut Option<Error>, error: Error) {
     if failed.as_ref() != Some(&error) {
-        tracing::warn!(%error, "the command engine cannot list: deaths go unnoticed");
+        tracing::warn!(%error, "an engine cannot list: deaths go unnoticed");
     }
     *failed = Some(error);
 }

@@ -1,0 +1,431 @@
+//! Fly Machines: a session is a machine of one app, found by its metadata.
+//!
+//! The API is the truth: every step is decided from what it says of the machine. It takes one
+//! request a second for a machine and action, so a wake is few calls, and `wait` instead of looks.
+
+mod client;
+mod machine;
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use dashmap::DashMap;
+use futures::stream::BoxStream;
+use http::Method;
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::{
+    client::Client,
+    machine::{Machine, State},
+};
+use super::{
+    Engine, EngineEvent, Error, Instance, Life, Started,
+    alone::Alone,
+    poll::{self, Outside},
+};
+use crate::session::{Depth, Generation, SessionId, Spec};
+
+/// One Fly app, and how it is reached.
+#[derive(Clone)]
+pub struct Config {
+    /// The API's address: `https://api.machines.dev/v1`, or inside 6PN
+    /// `http://_api.internal:4280/v1`.
+    pub endpoint: String,
+    /// The app whose machines are the instances.
+    pub app: String,
+    /// The API token; sent in a header and shown nowhere.
+    pub token: String,
+    /// Where machines are created; Fly chooses when not given.
+    pub region: Option<String>,
+    /// Whose the machines are: their metadata `dormouse_owner`.
+    pub owner: String,
+    /// The most time for one call of the engine: a start with its wait, a sleep with its wait.
+    pub call_timeout: Duration,
+    /// How often the app's machines are listed.
+    pub poll: Duration,
+    /// The least time between two requests of one action for one machine: 1 s, says Fly.
+    pub interval: Duration,
+}
+
+impl fmt::Debug for Config {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("endpoint", &self.endpoint).field("app", &self.app).finish()
+    }
+}
+
+/// The machines of one Fly app.
+pub struct Fly {
+    shared: Arc<Shared>,
+    alone: Alone,
+    _poll_ends_with_us: DropGuard,
+}
+
+impl fmt::Debug for Fly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fly").field("app", &self.shared.config.app).finish()
+    }
+}
+
+struct Shared {
+    client: Client,
+    config: Config,
+    /// Which machine a session had when it was last looked up: a hint, never the truth.
+    machines: DashMap<SessionId, String>,
+    outside: Arc<Outside>,
+    closing: CancellationToken,
+}
+
+/// The port of an instance whose route says none.
+const PORT: u16 = 8080;
+/// How long to let something that others do to a machine go on before looking again.
+const SETTLE: Duration = Duration::from_millis(500);
+/// The longest `wait` that Fly takes, in seconds.
+const WAIT_MAX: u64 = 60;
+/// How long a lease holds if nobody gives it back, in seconds.
+const LEASE: u64 = 60;
+/// The most time for giving it back.
+const GIVE_BACK_MAX: Duration = Duration::from_secs(5);
+
+impl Fly {
+    /// Checks the configuration; an API that is down is found out by the first call.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let client = Client::new(&config)?;
+        let closing = CancellationToken::new();
+        let shared = Shared {
+            client,
+            machines: DashMap::new(),
+            outside: Arc::default(),
+            closing: closing.clone(),
+            config,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            alone: Alone::default(),
+            _poll_ends_with_us: closing.drop_guard(),
+        })
+    }
+}
+
+impl Shared {
+    /// The session's machine, whatever its state but destroyed.
+    async fn find(&self, session: &SessionId) -> Result<Option<Machine>, Error> {
+        let known = self.machines.get(session).map(|id| id.clone());
+        if let Some(id) = known {
+            if let Some(machine) = self.get(&id).await? {
+                return Ok(Some(machine));
+            }
+            self.machines.remove(session);
+        }
+        let mut ours: Vec<_> = self.all().await?;
+        ours.retain(|machine| machine.session(&self.config.owner).as_ref() == Some(session));
+        if 1 < ours.len() {
+            return Err(Error::Conflict(format!(
+                "{} machines of app {} are this session's: destroy all but one",
+                ours.len(),
+                self.config.app
+            )));
+        }
+        let machine = ours.pop();
+        if let Some(machine) = &machine {
+            self.machines.insert(session.clone(), machine.id.clone());
+        }
+        Ok(machine)
+    }
+
+    async fn get(&self, id: &str) -> Result<Option<Machine>, Error> {
+        match self.client.call(Method::GET, id, "", "", None, None).await {
+            Ok(machine) => Ok(Machine::read(machine)?.filter(|machine| !machine.is_gone())),
+            Err(refused) if refused.status == Some(404) => Ok(None),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    async fn all(&self) -> Result<Vec<Machine>, Error> {
+        let all = self.client.call(Method::GET, "", "", "", None, None).await?;
+        let serde_json::Value::Array(all) = all else {
+            return Err(Error::Failed("Fly listed machines as something else than a list".into()));
+        };
+        let machines: Result<Vec<_>, _> = all.into_iter().map(Machine::read).collect();
+        Ok(machines?.into_iter().flatten().filter(|machine| !machine.is_gone()).collect())
+    }
+
+    async fn bring_up(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        generation: Generation,
+        seen: &mut String,
+    ) -> Result<Started, Error> {
+        loop {
+            let Some(machine) = self.find(session).await? else {
+                self.create(session, spec, generation).await?;
+                continue;
+            };
+            *seen = format!("machine {} is `{}`", machine.id, machine.state);
+            match machine.kind() {
+                State::Started => match machine.started(spec.port.unwrap_or(PORT)) {
+                    Some(started) => return Ok(started),
+                    None => sleep(SETTLE).await, // its address comes a moment later
+                },
+                State::Asleep(_) => {
+                    let started =
+                        self.client.call(Method::POST, &machine.id, "start", "", None, None).await;
+                    match started {
+                        Ok(_) => self.wait(&machine, "started").await?,
+                        // Leased by who puts it to sleep, or still replaced: the next look tells.
+                        Err(refused) if refused.is_in_the_way() => sleep(SETTLE).await,
+                        Err(refused) => return Err(refused.into()),
+                    }
+                }
+                State::Starting => self.wait(&machine, "started").await?,
+                State::Failed => self.destroy(&machine, None).await?,
+                State::Changing => sleep(SETTLE).await,
+            }
+        }
+    }
+
+    async fn create(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        generation: Generation,
+    ) -> Result<(), Error> {
+        let body = machine::create(&self.config, session, spec, generation)?;
+        match self.client.call(Method::POST, "", "", "", Some(body), None).await {
+            Ok(created) => {
+                if let Some(machine) = Machine::read(created)? {
+                    self.machines.insert(session.clone(), machine.id);
+                }
+                Ok(())
+            }
+            // Somebody was faster: the next look finds theirs.
+            Err(refused) if refused.is_in_the_way() || refused.says("name") => {
+                sleep(SETTLE).await;
+                Ok(())
+            }
+            Err(refused) => Err(refused.without(spec.env.values()).into()),
+        }
+    }
+
+    /// Whether it got there in time is for the next look to say.
+    async fn wait(&self, machine: &Machine, state: &str) -> Result<(), Error> {
+        let seconds = self.config.call_timeout.as_secs().clamp(1, WAIT_MAX);
+        let query = format!("?state={state}&timeout={seconds}&instance_id={}", machine.instance_id);
+        match self.client.call(Method::GET, &machine.id, "wait", &query, None, None).await {
+            Ok(_) => Ok(()),
+            Err(refused) if matches!(refused.status, Some(404 | 408)) => Ok(()),
+            // It is in another state for good, or of another version by now.
+            Err(refused) if matches!(refused.status, Some(400 | 409 | 412)) => {
+                sleep(SETTLE).await;
+                Ok(())
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    async fn put_to_sleep(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        life: Option<&Life>,
+        to: Depth,
+    ) -> Result<(), Error> {
+        let limit = self.config.call_timeout;
+        let end = Instant::now() + limit;
+        let mut seen = String::new();
+        let leased = async {
+            let Some(machine) = self.find(session).await? else { return Ok(None) };
+            // Nobody else may start it between the look and the stop.
+            Ok(self.lease(&machine.id).await?.map(|nonce| (machine.id, nonce)))
+        };
+        let leased = timeout_at(end, leased).await;
+        let leased = leased.unwrap_or_else(|_| Err(wedged(limit, "the machine is leased")))?;
+        let Some((id, nonce)) = leased else { return Ok(()) };
+        let slept = self.sleep_leased(&id, spec, life, to, &nonce, &mut seen);
+        let slept = timeout_at(end, slept).await.unwrap_or_else(|_| Err(wedged(limit, &seen)));
+        let give_back = self.client.call(Method::DELETE, &id, "lease", "", None, Some(&nonce));
+        if !matches!(timeout(GIVE_BACK_MAX, give_back).await, Ok(Ok(_))) {
+            tracing::debug!(%session, "a lease ends by itself only, or with its machine");
+        }
+        slept
+    }
+
+    /// `None` where the machine is gone.
+    async fn lease(&self, id: &str) -> Result<Option<String>, Error> {
+        loop {
+            let body = json!({ "ttl": LEASE, "description": "dormouse puts it to sleep" });
+            match self.client.call(Method::POST, id, "lease", "", Some(body), None).await {
+                Ok(lease) => {
+                    let nonce = [&lease["nonce"], &lease["data"]["nonce"]];
+                    let nonce = nonce.iter().find_map(|nonce| nonce.as_str());
+                    let nonce =
+                        nonce.ok_or_else(|| Error::Failed("a lease without nonce".into()))?;
+                    return Ok(Some(nonce.to_owned()));
+                }
+                Err(refused) if refused.status == Some(404) => return Ok(None),
+                Err(refused) if refused.status == Some(409) => sleep(SETTLE).await,
+                Err(refused) => return Err(refused.into()),
+            }
+        }
+    }
+
+    async fn sleep_leased(
+        &self,
+        id: &str,
+        spec: &Spec,
+        life: Option<&Life>,
+        to: Depth,
+        nonce: &str,
+        seen: &mut String,
+    ) -> Result<(), Error> {
+        loop {
+            let Some(machine) = self.get(id).await? else { return Ok(()) };
+            *seen = format!("machine {} is `{}`", machine.id, machine.state);
+            if let (Some(life), Some(now)) = (life, machine.life())
+                && *life != now
+            {
+                return Ok(());
+            }
+            let action = match (machine.kind(), to) {
+                (_, Depth::Removed) | (State::Failed, _) => {
+                    return self.destroy(&machine, Some(nonce)).await;
+                }
+                (State::Asleep(at), _) if at >= to => return Ok(()),
+                (State::Started, Depth::Suspended) => "suspend",
+                (State::Started | State::Asleep(_), Depth::Stopped) => "stop",
+                (State::Starting, _) => {
+                    self.wait(&machine, "started").await?;
+                    continue;
+                }
+                (State::Changing, _) => {
+                    sleep(SETTLE).await;
+                    continue;
+                }
+                (_, Depth::Paused | Depth::Suspended) => {
+                    return Err(Error::Invalid(format!("a machine of Fly has no depth `{to}`")));
+                }
+            };
+            let body = (action == "stop").then(|| {
+                let grace = spec.process.grace.as_secs().max(1);
+                json!({ "signal": "SIGTERM", "timeout": format!("{grace}s") })
+            });
+            let asked = self.client.call(Method::POST, id, action, "", body, Some(nonce)).await;
+            match asked {
+                Ok(_) => {
+                    let state = if action == "stop" { "stopped" } else { "suspended" };
+                    self.wait(&machine, state).await?;
+                }
+                Err(refused) if refused.is_in_the_way() || refused.status == Some(404) => {
+                    sleep(SETTLE).await;
+                }
+                Err(refused) => return Err(refused.into()),
+            }
+        }
+    }
+
+    async fn destroy(&self, machine: &Machine, nonce: Option<&str>) -> Result<(), Error> {
+        let gone = self.client.call(Method::DELETE, &machine.id, "", "?force=true", None, nonce);
+        match gone.await {
+            Ok(_) => Ok(()),
+            Err(refused) if refused.status == Some(404) => Ok(()),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    async fn start(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        generation: Generation,
+    ) -> Result<Started, Error> {
+        let limit = self.config.call_timeout;
+        let mut seen = String::new();
+        let call = timeout(limit, self.bring_up(session, spec, generation, &mut seen)).await;
+        let started = call.unwrap_or_else(|_| Err(wedged(limit, &seen)))?;
+        self.outside.started(session, &started.life);
+        Ok(started)
+    }
+
+    async fn inspect(&self, session: &SessionId) -> Result<Option<Instance>, Error> {
+        let limit = self.config.call_timeout;
+        let found = timeout(limit, self.find(session)).await;
+        let found = found.unwrap_or_else(|_| Err(wedged(limit, "")))?;
+        Ok(found.map(|machine| machine.instance(session.clone())))
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, Error> {
+        let limit = self.config.call_timeout;
+        let listed = timeout(limit, self.list_all()).await;
+        listed.unwrap_or_else(|_| Err(wedged(limit, "")))
+    }
+
+    async fn list_all(&self) -> Result<Vec<Instance>, Error> {
+        let mut found = BTreeMap::new();
+        for machine in self.all().await? {
+            let Some(session) = machine.session(&self.config.owner) else { continue };
+            found.insert(session.clone(), machine.instance(session));
+        }
+        Ok(found.into_values().collect())
+    }
+}
+
+/// The limit was reached; `seen` says what was in the way.
+fn wedged(limit: Duration, seen: &str) -> Error {
+    let seen = if seen.is_empty() { "Fly has not answered" } else { seen };
+    Error::Conflict(format!("after {limit:?}, {seen}: look at it with `fly machine status`"))
+}
+
+#[async_trait]
+impl Engine for Fly {
+    fn kind(&self) -> &'static str {
+        "fly"
+    }
+
+    fn depths(&self) -> &'static [Depth] {
+        &[Depth::Suspended, Depth::Stopped, Depth::Removed]
+    }
+
+    async fn start(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        generation: Generation,
+    ) -> Result<Started, Error> {
+        let (shared, spec, host) = (self.shared.clone(), spec.clone(), session.clone());
+        self.alone.run(session, async move { shared.start(&host, &spec, generation).await }).await
+    }
+
+    async fn sleep(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        life: Option<&Life>,
+        to: Depth,
+    ) -> Result<(), Error> {
+        let (shared, spec, host) = (self.shared.clone(), spec.clone(), session.clone());
+        let life = life.cloned();
+        self.alone
+            .run(session, async move { shared.put_to_sleep(&host, &spec, life.as_ref(), to).await })
+            .await
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, Error> {
+        self.shared.list().await
+    }
+
+    async fn inspect(&self, session: &SessionId, _: &Spec) -> Result<Option<Instance>, Error> {
+        self.shared.inspect(session).await
+    }
+
+    fn events(&self) -> BoxStream<'static, EngineEvent> {
+        let Shared { outside, closing, config, .. } = &*self.shared;
+        let shared = self.shared.clone();
+        poll::stream(outside, closing, config.poll, move || {
+            let shared = shared.clone();
+            Box::pin(async move { shared.list().await })
+        })
+    }
+}

@@ -1,0 +1,172 @@
+//! What Fly says of a machine, and what it is told to make one.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Config;
+use crate::{
+    engine::{Error, Health, Instance, InstanceState, Life, Started},
+    session::{Address, Depth, Generation, SessionId, Spec},
+};
+
+const OWNER: &str = "dormouse_owner";
+const SESSION: &str = "dormouse_session";
+const GENERATION: &str = "dormouse_generation";
+
+/// All optional: an answer of tomorrow, or half of one, is still read.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Machine {
+    pub(super) id: String,
+    pub(super) state: String,
+    pub(super) instance_id: String,
+    private_ip: Option<String>,
+    config: Option<MachineConfig>,
+    events: Option<Vec<MachineEvent>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct MachineConfig {
+    metadata: Option<std::collections::BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct MachineEvent {
+    id: String,
+    r#type: String,
+    timestamp: u64,
+}
+
+/// The states of the API, by what can be done about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Started,
+    Starting,
+    Asleep(Depth),
+    /// Only to be destroyed.
+    Failed,
+    /// Something goes on: look again.
+    Changing,
+}
+
+impl Machine {
+    /// `None` for something without an id.
+    pub(super) fn read(value: Value) -> Result<Option<Self>, Error> {
+        let machine: Self = serde_json::from_value(value)
+            .map_err(|e| Error::Failed(format!("Fly answered no machine: {e}")))?;
+        Ok(Some(machine).filter(|machine| !machine.id.is_empty()))
+    }
+
+    pub(super) fn kind(&self) -> State {
+        match self.state.as_str() {
+            "started" => State::Started,
+            "starting" | "restarting" => State::Starting,
+            "suspended" => State::Asleep(Depth::Suspended),
+            "stopped" | "created" => State::Asleep(Depth::Stopped),
+            "failed" | "launch_failed" => State::Failed,
+            _ => State::Changing,
+        }
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.state.as_str(), "destroying" | "destroyed" | "replaced" | "migrated")
+    }
+
+    fn metadata(&self, key: &str) -> Option<&str> {
+        self.config.as_ref()?.metadata.as_ref()?.get(key).map(String::as_str)
+    }
+
+    pub(super) fn session(&self, owner: &str) -> Option<SessionId> {
+        let ours = self.metadata(OWNER) == Some(owner);
+        self.metadata(SESSION).filter(|_| ours).map(SessionId::new)
+    }
+
+    /// Its last start: `instance_id` alone is that of its configuration, and stays over a stop.
+    pub(super) fn life(&self) -> Option<Life> {
+        if !matches!(self.kind(), State::Started | State::Starting) {
+            return None;
+        }
+        let starts = self.events.iter().flatten().filter(|event| event.r#type == "start");
+        let last = starts.max_by_key(|event| event.timestamp);
+        let last = last.map_or("", |event| event.id.as_str());
+        Some(Life::new(format!("{}:{}:{last}", self.id, self.instance_id)))
+    }
+
+    /// `None` while it has no address.
+    pub(super) fn started(&self, port: u16) -> Option<Started> {
+        let ip: IpAddr = self.private_ip.as_ref()?.parse().ok()?;
+        Some(Started { address: Address::Tcp(SocketAddr::new(ip, port)), life: self.life()? })
+    }
+
+    pub(super) fn instance(&self, session: SessionId) -> Instance {
+        let state = match self.kind() {
+            State::Started => InstanceState::Running(Health::Unchecked),
+            State::Starting | State::Changing => InstanceState::Running(Health::Starting),
+            State::Asleep(depth) => InstanceState::Asleep(depth),
+            State::Failed => InstanceState::Asleep(Depth::Stopped),
+        };
+        let generation = self.metadata(GENERATION).and_then(|text| text.parse().ok());
+        Instance {
+            session,
+            generation: Generation(generation.unwrap_or(0)),
+            life: self.life(),
+            state,
+        }
+    }
+}
+
+/// The body of a create.
+pub(super) fn create(
+    config: &Config,
+    session: &SessionId,
+    spec: &Spec,
+    generation: Generation,
+) -> Result<Value, Error> {
+    let Some(image) = &spec.image else {
+        return Err(Error::Invalid(
+            "the route has no instance.image to create a machine from".into(),
+        ));
+    };
+    let mut machine = json!({
+        "image": image,
+        "env": spec.env,
+        "metadata": {
+            OWNER: config.owner,
+            SESSION: session.host(),
+            GENERATION: generation.to_string(),
+        },
+        "guest": {
+            "cpu_kind": "shared",
+            "cpus": spec.nano_cpus.map_or(1, |nano| nano.div_ceil(1_000_000_000)),
+            // In steps of 256 MB, says Fly.
+            "memory_mb": spec.memory.map_or(256, |bytes| bytes.div_ceil(256 << 20) * 256),
+        },
+        // Whoever restarts a machine by himself would fight who puts it to sleep.
+        "restart": { "policy": "no" },
+        "auto_destroy": false,
+    });
+    if !spec.command.is_empty() {
+        machine["init"] = json!({ "cmd": spec.command });
+    }
+    let mut body = json!({ "name": name(&config.owner, session), "config": machine });
+    if let Some(region) = &config.region {
+        body["region"] = json!(region);
+    }
+    Ok(body)
+}
+
+/// One name a session, so that two creates cannot both succeed.
+fn name(owner: &str, session: &SessionId) -> String {
+    use std::hash::Hasher;
+    let mut hash = fnv::FnvHasher::default();
+    hash.write(owner.as_bytes());
+    hash.write(b"\0");
+    hash.write(session.host().as_bytes());
+    let label = session.host().split('.').next().unwrap_or_default();
+    let plain = label.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(30);
+    format!("dormouse-{}-{:016x}", plain.collect::<String>(), hash.finish())
+}

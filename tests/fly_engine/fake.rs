@@ -178,7 +178,7 @@ async fn wait(shared: &Shared, id: &str, query: &str) -> Response {
             let world = shared.world.lock().unwrap();
             let Some(machine) = world.machines.get(id) else { return fail(404, "not found") };
             if machine.state == of("state") {
-                return json!({ "ok": true, "state": machine.state }).to_string().into_response();
+                return ok(&json!({ "ok": true, "state": machine.state }));
             }
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -217,43 +217,43 @@ impl Shared {
         };
         let leased = machine.lease.is_some() && machine.lease.as_deref() != nonce;
         match (method, action) {
-            ("GET", "") => machine.json(id).to_string().into_response(),
+            ("GET", "") => ok(&machine.json(id)),
             _ if leased => fail(409, "machine lease currently held by another"),
             ("POST", "lease") => {
                 let nonce = format!("nonce-{id}");
                 machine.lease = Some(nonce.clone());
                 let lease = json!({ "status": "success", "data": { "nonce": nonce } });
-                (StatusCode::CREATED, lease.to_string()).into_response()
+                (StatusCode::CREATED, [JSON], lease.to_string()).into_response()
             }
             ("DELETE", "lease") => {
                 machine.lease = None;
-                "{}".into_response()
+                ok(&json!({}))
             }
             ("DELETE", "") => {
                 machine.hang_up();
                 world.machines.remove(id);
-                r#"{"ok":true}"#.into_response()
+                ok(&json!({ "ok": true }))
             }
             ("POST", "start") => match machine.state.as_str() {
                 "stopped" | "suspended" | "created" => {
                     let boots = machine.state != "suspended";
                     machine.state = "starting".into();
                     self.boot(&mut world, id, boots);
-                    "{}".into_response()
+                    ok(&json!({}))
                 }
-                "started" | "starting" => "{}".into_response(),
+                "started" | "starting" => ok(&json!({})),
                 state => fail(412, &format!("unable to start machine from `{state}`")),
             },
             ("POST", "stop") => {
                 machine.hang_up();
                 machine.state = "stopping".into();
                 self.becomes(id, "stopping", "stopped");
-                "{}".into_response()
+                ok(&json!({}))
             }
             ("POST", "suspend") if machine.state == "started" => {
                 machine.state = "suspending".into();
                 self.becomes(id, "suspending", "suspended");
-                "{}".into_response()
+                ok(&json!({}))
             }
             _ => fail(400, "invalid machine state"),
         }
@@ -277,7 +277,7 @@ impl Shared {
         };
         world.machines.insert(id.clone(), machine);
         self.boot(world, &id, true);
-        world.machines[&id].json(&id).to_string().into_response()
+        ok(&world.machines[&id].json(&id))
     }
 
     /// A boot has another address, a resume the one that it had.
@@ -316,11 +316,18 @@ impl Shared {
     }
 }
 
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+fn ok(value: &Value) -> Response {
+    ([JSON], value.to_string()).into_response()
+}
+
 fn list(world: &World) -> Response {
     let all: Vec<_> = world.machines.iter().map(|(id, machine)| machine.json(id)).collect();
-    Value::Array(all).to_string().into_response()
+    ok(&Value::Array(all))
 }
 
 fn fail(status: u16, text: &str) -> Response {
-    (StatusCode::from_u16(status).unwrap(), json!({ "error": text }).to_string()).into_response()
+    (StatusCode::from_u16(status).unwrap(), [JSON], json!({ "error": text }).to_string())
+        .into_response()
 }

@@ -4,6 +4,7 @@
 #[path = "../contract/mod.rs"]
 mod contract;
 mod fake;
+mod official;
 
 use std::{
     sync::Arc,

@@ -16,7 +16,10 @@ mod start;
 
 use std::sync::Arc;
 
-use dormouse::engine::{Engine as _, InstanceState, Started};
+use dormouse::{
+    engine::{Engine as _, InstanceState, Started},
+    session::{DockerSpec, Spec},
+};
 
 use bench::{Bench, engine, shell, spec};
 
@@ -34,7 +37,13 @@ async fn the_contract_for_an_instance_that_hangs() {
     let bench = Bench::new("contract-hang");
     let engine = Arc::new(engine(bench.rig.endpoint(), bench.owner));
     let script = "trap '' TERM; busybox httpd -p {address} -h /www; while true; do sleep 1; done";
-    contract::hang(engine, |_| shell(script)).await;
+    // On a network of its own nobody else is given its address, where the suite looks afterwards.
+    bench.rig.try_docker(&["network", "create", "hang"]);
+    let network = |spec: Spec| Spec {
+        docker: DockerSpec { network: Some("hang".to_owned()), ..spec.docker },
+        ..spec
+    };
+    contract::hang(engine, |_| network(shell(script))).await;
 }
 
 #[tokio::test]

@@ -202,7 +202,8 @@ impl Framing {
 
     /// How many of `bytes`, from the first, may go on: whole heads, and bodies as they come. What is
     /// left is the beginning of a head, or comes behind an upgrade; it must be given again, with
-    /// more behind it. On a refusal nothing behind the bytes that may go on is to be read.
+    /// more behind it. On a refusal nothing behind the bytes that may go on is to be read; of a
+    /// malformed chunk nothing of these `bytes` goes on.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> (usize, Result<(), Refusal>) {
         let mut at = 0;
         while at < bytes.len() {

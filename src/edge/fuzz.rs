@@ -70,8 +70,14 @@ pub fn framing(data: &[u8]) {
     let mut whole = Framing::new(Arc::clone(&limits));
     let (passed, result) = whole.advance(bytes);
     let mut cut = Framing::new(limits);
-    let cut_result = in_pieces(&mut cut, bytes, *seed);
-    assert_eq!((passed, result, whole.heads()), (cut_result.0, cut_result.1, cut.heads()));
+    let (cut_passed, cut_result) = in_pieces(&mut cut, bytes, *seed);
+    assert_eq!((result, whole.heads()), (cut_result, cut.heads()));
+    if result == Err(Refusal::Chunk) {
+        // What came in an earlier read than the malformed byte is on its way already.
+        assert!(passed <= cut_passed && cut_passed < bytes.len());
+    } else {
+        assert_eq!(passed, cut_passed);
+    }
     if 0 < whole.heads() {
         is_framed_once(&bytes[..passed]);
     }

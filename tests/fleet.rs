@@ -377,6 +377,26 @@ async fn a_death_is_noticed_by_the_engines_event_and_wakes_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_no_event_told_is_found_within_a_minute_and_who_is_listed_as_believed_is_not_asked_for()
+ {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 8, LIMITS).await;
+    let mut leases = Vec::new();
+    for host in ["a.test", "b.test"] {
+        let mut lease = fleet.acquire(host, Asker::Client, plan).unwrap();
+        lease.ready().await.unwrap();
+        leases.push(lease);
+    }
+    engine.running.lock().unwrap().remove("a.test");
+    sleep(SECOND * 61).await;
+    assert_eq!(fleet.session("a.test").unwrap().state, "asleep");
+    assert_eq!(fleet.session("b.test").unwrap().state, "awake");
+    let before = engine.inspections.load(SeqCst);
+    sleep(SECOND * 120).await;
+    assert_eq!(engine.inspections.load(SeqCst), before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_another_process_serves_the_same_instances_nothing_is_put_to_sleep() {
     let engine = Scripted::new();
     let fleet = fleet(&engine, 8, LIMITS).await;

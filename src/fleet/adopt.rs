@@ -35,22 +35,25 @@ impl Fleet {
         port: &EnginePort,
         only: Option<&SessionId>,
     ) {
-        let listed = match port.engine.list().await {
-            Ok(listed) => listed,
-            Err(error) => {
-                // Nothing may want this engine: an error only once a session does.
-                tracing::info!(engine = &*port.name, %error, "cannot list instances yet");
-                return;
-            }
-        };
-        for instance in listed {
+        for instance in self.list(port).await.unwrap_or_default() {
             if only.is_none_or(|session| *session == instance.session) {
                 self.adopt_instance(port, instance);
             }
         }
     }
 
-    fn adopt_instance(self: &Arc<Self>, port: &EnginePort, instance: Instance) {
+    /// What one engine lists; `None` where it does not.
+    pub(super) async fn list(&self, port: &EnginePort) -> Option<Vec<Instance>> {
+        let listed = port.engine.list().await;
+        // Nothing may want this engine: an error only once a session does.
+        listed
+            .inspect_err(|error| {
+                tracing::info!(engine = &*port.name, %error, "cannot list instances yet");
+            })
+            .ok()
+    }
+
+    pub(super) fn adopt_instance(self: &Arc<Self>, port: &EnginePort, instance: Instance) {
         let host = instance.session.host();
         if self.cells.pin().contains_key(host) {
             return;

@@ -1,58 +1,99 @@
 //! What happens outside: deaths, and what others start and stop. An event only says *look*; what
 //! the engine then answers is what counts.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, stream};
+use tokio::time::sleep;
 
 use super::{
-    Fleet, Phase, Verdict,
+    EnginePort, Fleet, Phase, Verdict,
     cell::{Cell, Core},
 };
 use crate::{
     engine::{self, EngineEvent, Instance, InstanceState, Life},
-    session::{Depth, Event, Generation, Plan, machine::State},
+    session::{Depth, Event, Generation, Plan, SessionId, machine::State},
 };
 
-/// Inspections at once after events may have been missed.
+/// Inspections at once of sessions that a list contradicts.
 const INSPECTIONS_MAX: usize = 8;
+/// An event that was lost is made up for within this.
+const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 
-/// Listens to one engine until the process ends.
+/// Listens to one engine until the process ends, and asks it now and then.
 pub(super) async fn listen(fleet: Arc<Fleet>, name: Arc<str>) {
     let Some(port) = fleet.engines.get(&name) else { return };
+    // Side by side: a list that takes long delays no event.
+    tokio::join!(hear(&fleet, port), reconcile_regularly(&fleet, port));
+}
+
+async fn hear(fleet: &Arc<Fleet>, port: &EnginePort) {
     let mut events = port.engine.events();
     while let Some(event) = events.next().await {
         match event {
-            EngineEvent::Changed(session) => {
-                let known = fleet.cells.pin().get(&session).cloned();
-                match known {
-                    Some(cell) => {
-                        cell.changed.notify_one();
-                        fleet.tasks.spawn(async move { judge(&cell, None).await });
-                    }
-                    None => fleet.adopt_listed(port, Some(&session)).await,
-                }
-            }
-            EngineEvent::Resync => resync(&fleet, &name).await,
+            EngineEvent::Changed(session) => changed(fleet, port, session).await,
+            EngineEvent::Resync => reconcile(fleet, port).await,
         }
     }
-    tracing::error!(engine = &*name, "the engine's events have ended");
+    tracing::error!(engine = &*port.name, "the engine's events have ended");
 }
 
-/// Looks at every session of one engine, and at what it lists besides.
-async fn resync(fleet: &Arc<Fleet>, name: &Arc<str>) {
-    let Some(port) = fleet.engines.get(name) else { return };
+async fn reconcile_regularly(fleet: &Arc<Fleet>, port: &EnginePort) {
+    loop {
+        sleep(RECONCILE_EVERY).await;
+        reconcile(fleet, port).await;
+    }
+}
+
+async fn changed(fleet: &Arc<Fleet>, port: &EnginePort, session: SessionId) {
+    let known = fleet.cells.pin().get(&session).cloned();
+    match known {
+        Some(cell) => {
+            cell.changed.notify_one();
+            fleet.tasks.spawn(async move { judge(&cell, None).await });
+        }
+        None => fleet.adopt_listed(port, Some(&session)).await,
+    }
+}
+
+/// Compares what one engine lists with what is believed: looks at every session that the list
+/// contradicts, and adopts what is unknown.
+async fn reconcile(fleet: &Arc<Fleet>, port: &EnginePort) {
+    let Some(listed) = fleet.list(port).await else { return };
+    let mut found: HashMap<_, _> =
+        listed.into_iter().map(|instance| (instance.session.clone(), instance)).collect();
     let cells: Vec<_> = fleet.cells.pin().values().cloned().collect();
-    stream::iter(cells)
-        .filter(|cell| {
-            let here = cell.lock().plan.engine == *name;
-            async move { here }
-        })
+    let mut contradicted = Vec::new();
+    for cell in cells {
+        let listed = found.remove(&cell.session);
+        if is_contradicted(&cell, port, listed) {
+            contradicted.push(cell);
+        }
+    }
+    // The list is of a moment that has passed: it is a reason to look, and no more.
+    stream::iter(contradicted)
         .for_each_concurrent(INSPECTIONS_MAX, |cell| async move {
             judge(&cell, None).await;
         })
         .await;
-    fleet.adopt_listed(port, None).await;
+    for instance in found.into_values() {
+        fleet.adopt_instance(port, instance);
+    }
+}
+
+fn is_contradicted(cell: &Cell, port: &EnginePort, listed: Option<Instance>) -> bool {
+    let core = cell.lock();
+    let placed = core.placed.as_ref();
+    let plan = placed.map_or(&core.plan, |placed| &placed.plan);
+    let life = placed.and_then(|placed| placed.life.as_ref());
+    let (look, deepest) = (look(cell, &core), cell.fleet.deepest(&port.name));
+    // What is under way is looked at when it ends.
+    let wrong = look == Look::Busy || verdict(look, listed, life, deepest).is_some();
+    plan.engine == port.name && wrong
 }
 
 /// Asks the engine about one session and tells its machine. `suspected` is the generation whose

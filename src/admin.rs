@@ -13,6 +13,7 @@ mod sessions;
 mod token;
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{
         Arc,
@@ -163,9 +164,16 @@ impl Admin {
     }
 }
 
-async fn readyz(State(shared): State<Arc<Shared>>) -> Result<&'static str, Problem> {
+/// Ready, also where an engine is not: the sessions of the others are served.
+async fn readyz(State(shared): State<Arc<Shared>>) -> Result<String, Problem> {
     shared.check_ready()?;
-    Ok("ok\n")
+    let mut text = "ok\n".to_owned();
+    // Which one: why is for those who may ask the rest of this API.
+    let names: BTreeSet<_> = shared.admin.fleet.troubles().map(|(name, _)| name).collect();
+    for name in names {
+        text += &format!("engine {name} does not answer\n");
+    }
+    Ok(text)
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

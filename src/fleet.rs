@@ -7,6 +7,7 @@
 mod adopt;
 mod capacity;
 mod cell;
+mod circuit;
 mod driver;
 mod evict;
 mod gate;
@@ -49,6 +50,7 @@ use crate::{
 };
 use capacity::Capacity;
 use cell::{Cell, Core};
+use circuit::Circuit;
 use gate::{Gate, Outcome};
 use held::HeldPlaces;
 use starts::Starts;
@@ -138,11 +140,12 @@ pub enum Verdict {
     Gone,
 }
 
-/// An engine by name, and its places for starts.
+/// An engine by name, its places for starts, and whether it answers.
 pub(crate) struct EnginePort {
     name: Arc<str>,
     engine: Arc<dyn Engine>,
     starts: Starts,
+    circuit: Circuit,
 }
 
 /// Every session of this edge. Made once, lives as long as the process.
@@ -179,7 +182,7 @@ impl Fleet {
     ) -> Arc<Self> {
         let port = |(name, engine): (Arc<str>, _)| {
             let starts = Starts::new(starts);
-            (Arc::clone(&name), EnginePort { name, engine, starts })
+            (Arc::clone(&name), EnginePort { name, engine, starts, circuit: Circuit::default() })
         };
         Arc::new(Self {
             cells: papaya::HashMap::new(),

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub clients_crowded: IntCounter,
     /// Instances that are awake, waking or stopping, by engine, counted when asked.
     pub running: IntGaugeVec,
+    /// Whether an engine answers, 1 or 0.
+    pub engine_up: IntGaugeVec,
     /// Idle instances that were put to sleep for others, by engine.
     pub evictions: IntCounterVec,
     /// Lines that the access log lost: it could not be written, or not as fast as they came.
@@ -134,6 +136,13 @@ impl Metrics {
                 &registry,
                 IntGaugeVec::new(
                     opts("running_instances", "Instances that are awake, waking or stopping."),
+                    &["engine"],
+                ),
+            ),
+            engine_up: register(
+                &registry,
+                IntGaugeVec::new(
+                    opts("engine_up", "Whether the engine answers, 1 or 0."),
                     &["engine"],
                 ),
             ),

@@ -37,6 +37,8 @@ struct Scripted {
     start_takes: Mutex<Duration>,
     failing: AtomicUsize,
     panics: AtomicBool,
+    /// It answers nothing.
+    down: AtomicBool,
     running: Mutex<HashMap<String, Life>>,
     busy: Mutex<HashMap<String, &'static str>>,
     starting: AtomicUsize,
@@ -55,6 +57,7 @@ impl Scripted {
             start_takes: Mutex::new(SECOND),
             failing: AtomicUsize::new(0),
             panics: AtomicBool::new(false),
+            down: AtomicBool::new(false),
             running: Mutex::default(),
             busy: Mutex::default(),
             starting: AtomicUsize::new(0),
@@ -65,6 +68,11 @@ impl Scripted {
             leased: Mutex::default(),
             changed: broadcast::channel(64).0,
         })
+    }
+
+    fn answers(&self) -> Result<(), Error> {
+        let down = self.down.load(SeqCst);
+        if down { Err(Error::Unreachable("down, as told".into())) } else { Ok(()) }
     }
 
     fn begin(&self, id: &SessionId, call: &'static str) {
@@ -101,6 +109,7 @@ impl Engine for Scripted {
         self.starting.fetch_sub(1, SeqCst);
         self.end(id);
         assert!(!self.panics.load(SeqCst), "the engine panics, as told");
+        self.answers()?;
         if self.failing.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok() {
             return Err(Error::Unreachable("down, as told".into()));
         }
@@ -135,6 +144,7 @@ impl Engine for Scripted {
     }
 
     async fn list(&self) -> Result<Vec<Instance>, Error> {
+        self.answers()?;
         Ok(self.running.lock().unwrap().iter().map(running).collect())
     }
 
@@ -374,6 +384,68 @@ async fn a_death_is_noticed_by_the_engines_event_and_wakes_nobody() {
     sleep(SECOND).await;
     assert_eq!(fleet.session("a.test").unwrap().state, "asleep");
     assert_eq!(engine.starts.lock().unwrap().len(), 1);
+}
+
+async fn wake(fleet: &Arc<Fleet>, host: &str) -> Result<(), HoldEnd> {
+    let mut lease = fleet.acquire(host, Asker::Operator, || plan_of(host)).unwrap();
+    lease.ready().await.map(drop)
+}
+
+/// `*.dead.test` is the dead one's.
+async fn one_of_two_is_dead(dead: &Arc<Scripted>, well: &Arc<Scripted>) -> Arc<Fleet> {
+    let plan_of = |host: &str| {
+        let engine = if host.ends_with(".dead.test") { "dead" } else { "engine" };
+        Plan { engine: engine.into(), ..plan_of(host) }
+    };
+    let ports: [(Arc<str>, Arc<dyn Engine>); 2] =
+        [("dead".into(), dead.clone()), ("engine".into(), well.clone())];
+    let fleet = Fleet::new(ports, 8, LIMITS, Box::new(move |host: &str| Some(plan_of(host))));
+    run(&fleet).await;
+    fleet
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_engine_is_not_called_until_it_lists_again_and_the_other_is_unharmed() {
+    let (dead, well) = (Scripted::new(), Scripted::new());
+    let fleet = one_of_two_is_dead(&dead, &well).await;
+    dead.down.store(true, SeqCst);
+    let on_dead = |host: &str| Plan { engine: "dead".into(), ..plan_of(host) };
+    let wake_on_dead = async |host: &str| {
+        let mut lease = fleet.acquire(host, Asker::Operator, || on_dead(host)).unwrap();
+        lease.ready().await.map(drop)
+    };
+    // The first one finds out.
+    wake_on_dead("a.dead.test").await.unwrap_err();
+    sleep(SECOND).await;
+    let running = fleet.running();
+    assert!(running.engines["dead"].trouble.as_ref().unwrap().contains("down, as told"));
+    let (calls, began) = (dead.starts.lock().unwrap().len(), Instant::now());
+    for n in 0..10 {
+        wake_on_dead(&format!("s{n}.dead.test")).await.unwrap_err();
+    }
+    assert_eq!(dead.starts.lock().unwrap().len(), calls);
+    assert_eq!(began.elapsed(), Duration::ZERO, "each waited for something");
+    wake(&fleet, "a.test").await.unwrap();
+    assert_eq!(fleet.running().engines["engine"].trouble, None);
+
+    dead.down.store(false, SeqCst);
+    sleep(SECOND * 30).await;
+    wake_on_dead("b.dead.test").await.unwrap();
+    assert!(fleet.troubles().next().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_session_whose_calls_fail_is_no_dead_engine() {
+    let engine = Scripted::new();
+    let fleet = fleet(&engine, 8, LIMITS).await;
+    for _ in 0..5 {
+        engine.failing.store(1, SeqCst);
+        wake(&fleet, "a.test").await.unwrap_err();
+        wake(&fleet, "b.test").await.unwrap();
+        assert!(fleet.troubles().next().is_none());
+        engine.kill("b.test");
+        sleep(SECOND).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

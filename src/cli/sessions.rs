@@ -132,9 +132,17 @@ struct Running {
 struct RunningOf {
     running: usize,
     limit: Option<usize>,
+    trouble: Option<String>,
 }
 
 impl Running {
+    /// A line for each engine that does not answer.
+    fn troubles(&self) -> impl Iterator<Item = String> {
+        self.engines.iter().filter_map(|(name, of)| {
+            Some(format!("engine {name} is not called: {}", of.trouble.as_ref()?))
+        })
+    }
+
     /// By engine, then by route.
     fn in_words(&self) -> Option<String> {
         let engines = self.engines.iter().map(|(name, of)| match of.limit {
@@ -176,6 +184,9 @@ impl Sessions {
             return print_json(&answer.body);
         }
         let List { sessions, total, running } = read(answer.body)?;
+        for trouble in running.troubles() {
+            remark(&trouble);
+        }
         if sessions.is_empty() {
             remark("no sessions");
             return Ok(());

@@ -45,6 +45,7 @@ impl Fleet {
     /// What one engine lists; `None` where it does not.
     pub(super) async fn list(&self, port: &EnginePort) -> Option<Vec<Instance>> {
         let listed = port.engine.list().await;
+        port.circuit.note(&listed);
         // Nothing may want this engine: an error only once a session does.
         listed
             .inspect_err(|error| {

@@ -94,6 +94,7 @@ async fn put_to_sleep(cell: &Cell, placed: &Placed, to: Depth) -> Result<(), eng
     let port = port(&cell.fleet, &placed.plan)?;
     let call = port.engine.sleep(&cell.session, &placed.plan.spec, placed.life.as_ref(), to);
     let result = guarded("sleep", call).await;
+    port.circuit.note(&result);
     let word = if result.is_ok() { "ok" } else { "failed" };
     METRICS.sleeps.with_label_values(&[&*port.name, to.as_str(), word]).inc();
     result
@@ -149,6 +150,9 @@ impl Wake {
             Ok(port) => port,
             Err(error) => return Some(Err(error)),
         };
+        if let Err(error) = port.circuit.admit() {
+            return Some(Err(error));
+        }
         let began = Instant::now();
         let _place = tokio::select! {
             biased;
@@ -167,6 +171,7 @@ impl Wake {
         }
         let call = port.engine.start(&self.cell.session, &self.plan.spec, self.generation);
         let started = guarded("start", call).await;
+        port.circuit.note(&started);
         times.engine = called.elapsed();
         if let Ok(started) = &started {
             let life = Some(started.life.clone());

@@ -28,7 +28,11 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 pub(super) async fn listen(fleet: Arc<Fleet>, name: Arc<str>) {
     let Some(port) = fleet.engines.get(&name) else { return };
     // Side by side: a list that takes long delays no event.
-    tokio::join!(hear(&fleet, port), reconcile_regularly(&fleet, port));
+    tokio::join!(
+        hear(&fleet, port),
+        reconcile_regularly(&fleet, port),
+        port.circuit.watch(&port.name, &*port.engine),
+    );
 }
 
 async fn hear(fleet: &Arc<Fleet>, port: &EnginePort) {
@@ -36,7 +40,10 @@ async fn hear(fleet: &Arc<Fleet>, port: &EnginePort) {
     while let Some(event) = events.next().await {
         match event {
             EngineEvent::Changed(session) => changed(fleet, port, session).await,
-            EngineEvent::Resync => reconcile(fleet, port).await,
+            EngineEvent::Resync => {
+                port.circuit.doubt();
+                reconcile(fleet, port).await;
+            }
         }
     }
     tracing::error!(engine = &*port.name, "the engine's events have ended");

@@ -57,20 +57,23 @@ pub struct SessionView {
 /// How many instances run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Running {
-    /// By engine, with every engine that has a limit.
+    /// By engine, with every engine that has a limit or does not answer.
     pub engines: BTreeMap<String, RunningOf>,
     /// By route, where any runs.
     pub routes: BTreeMap<String, usize>,
 }
 
 /// How many instances of one engine run.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct RunningOf {
     /// Awake, waking or stopping.
     pub running: usize,
     /// The most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+    /// Why the engine is not called, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 impl Fleet {
@@ -78,7 +81,7 @@ impl Fleet {
     pub fn running(&self) -> Running {
         let mut all = Running::default();
         for (engine, limit) in &self.limits.running {
-            let none = RunningOf { running: 0, limit: Some(*limit) };
+            let none = RunningOf { limit: Some(*limit), ..RunningOf::default() };
             all.engines.insert(engine.to_string(), none);
         }
         for (room, count) in self.capacity.counts() {
@@ -89,7 +92,15 @@ impl Fleet {
                 Room::Route(route) => drop(all.routes.insert(route.to_string(), count)),
             }
         }
+        for (engine, trouble) in self.troubles() {
+            all.engines.entry(engine.to_string()).or_default().trouble = Some(trouble);
+        }
         all
+    }
+
+    /// The engines that do not answer, and why.
+    pub fn troubles(&self) -> impl Iterator<Item = (&str, String)> {
+        self.engines.values().filter_map(|port| Some((&*port.name, port.circuit.trouble()?)))
     }
 
     /// How many instances of one route run.

@@ -16,6 +16,13 @@ const LOUD: [&str; 6] = [
     "broken",
 ];
 
+const UP: [&str; 2] = ["dormouse_engine_up", "docker"];
+
+fn ready(yard: &Yard<'_>) -> String {
+    let url = format!("http://{}/readyz", yard.edge.admin);
+    crate::support::blocking(async { client().get(url).send().await?.text().await }).expect("text")
+}
+
 fn announce(yard: &mut Yard<'_>) {
     for part in LOUD {
         yard.edge.announce(part);
@@ -55,9 +62,14 @@ async fn a_daemon_that_goes_away_takes_its_containers_along_and_gives_them_back(
     let error = yard.edge.session("bob.test")["last_error"].to_string();
     assert!(error.contains("cannot reach the engine"), "{error}");
     yard.whoami("alice.local").await;
+    yard.edge.wait_until("the engine is left alone", |edge| edge.metric(&UP) == 0.0);
+    let trouble = &yard.edge.admin_get("/v1/sessions")["running"]["engines"]["docker"]["trouble"];
+    assert!(trouble.to_string().contains("no answer for"), "{trouble}");
+    assert_eq!(ready(&yard), "ok\nengine docker does not answer\n");
 
     rig.start();
     wait_answered(&mut yard, "alice.test");
+    assert_eq!((yard.edge.metric(&UP), ready(&yard)), (1.0, "ok\n".to_owned()));
     wait_answered(&mut yard, "bob.test");
     assert_eq!(yard.id("alice.test"), id);
     yard.edge.assert_lives();

@@ -21,7 +21,10 @@ use ipnet::IpNet;
 
 pub use {
     acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
-    engines::{CommandConfig, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, FlyConfig},
+    engines::{
+        CommandConfig, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, FlyConfig,
+        KubernetesConfig,
+    },
     file::{Limits, Shutdown, Timeouts},
     http::{GetBody, Http2, Underscores},
     listen::{Tls, TlsVersion},

@@ -7,6 +7,7 @@ mod alone;
 pub mod command;
 pub mod docker;
 pub mod fly;
+pub mod kubernetes;
 mod poll;
 pub mod process;
 

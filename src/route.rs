@@ -53,6 +53,8 @@ pub enum EngineKind {
     Docker,
     /// Machines of a Fly app.
     Fly,
+    /// Pods of a Kubernetes cluster.
+    Kubernetes,
     /// Whatever the operator's own program starts, and the depths that it knows.
     Command(&'static [Depth]),
 }
@@ -64,6 +66,7 @@ impl EngineKind {
             Self::Process => "process",
             Self::Docker => "docker",
             Self::Fly => "fly",
+            Self::Kubernetes => "kubernetes",
             Self::Command(_) => "command",
         }
     }
@@ -74,6 +77,7 @@ impl EngineKind {
             Self::Process => &[Depth::Paused, Depth::Stopped],
             Self::Docker => &[Depth::Paused, Depth::Stopped, Depth::Removed],
             Self::Fly => &[Depth::Suspended, Depth::Stopped, Depth::Removed],
+            Self::Kubernetes => &[Depth::Stopped, Depth::Removed],
             Self::Command(depths) => depths,
         }
     }
@@ -195,7 +199,7 @@ fn sensitive(value: &str) -> Result<HeaderValue, http::header::InvalidHeaderValu
 /// Every string of `[instance]`: the keys that lead to it, itself, and the names that are the
 /// engine's to fill in. One list, so that what is checked and what is rendered are the same.
 fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, &[&str])) {
-    let Spec { image, command, env, volumes, parameters, process, docker, .. } = spec;
+    let Spec { image, command, env, volumes, parameters, process, docker, kubernetes, .. } = spec;
     for (index, argument) in command.iter_mut().enumerate() {
         each(&["instance", "command", &index.to_string()], argument, &host::RESERVED);
     }
@@ -214,7 +218,20 @@ fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, 
             each(&["instance", "docker", key, &index.to_string()], text, &[]);
         }
     }
-    let single: [(&[&str], &mut Option<String>); 8] = [
+    let kubernetes_lists = [
+        ("pull_secrets", &mut kubernetes.pull_secrets),
+        ("tmpfs", &mut kubernetes.tmpfs),
+        ("cap_add", &mut kubernetes.cap_add),
+    ];
+    for (key, list) in kubernetes_lists {
+        for (index, text) in list.iter_mut().enumerate() {
+            each(&["instance", "kubernetes", key, &index.to_string()], text, &[]);
+        }
+    }
+    for (label, value) in &mut kubernetes.node_selector {
+        each(&["instance", "kubernetes", "node_selector", label], value, &[]);
+    }
+    let single: [(&[&str], &mut Option<String>); 12] = [
         (&["instance", "image"], image),
         (&["instance", "process", "directory"], &mut process.directory),
         (&["instance", "docker", "container"], &mut docker.container),
@@ -223,6 +240,10 @@ fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, 
         (&["instance", "docker", "runtime"], &mut docker.runtime),
         (&["instance", "docker", "publish"], &mut docker.publish),
         (&["instance", "docker", "user"], &mut docker.user),
+        (&["instance", "kubernetes", "service_account"], &mut kubernetes.service_account),
+        (&["instance", "kubernetes", "runtime_class"], &mut kubernetes.runtime_class),
+        (&["instance", "kubernetes", "user"], &mut kubernetes.user),
+        (&["instance", "kubernetes", "storage_class"], &mut kubernetes.storage_class),
     ];
     for (path, text) in single {
         if let Some(text) = text {

@@ -7,7 +7,7 @@ use std::{fs, path::Path, time::Duration};
 use dormouse::{
     config::{
         AdminAddress, ClientAuth, CommandConfig, Config, DockerConfig, DockerEndpoint, DockerTls,
-        EngineConfig, FlyConfig, GetBody, TlsVersion, Underscores,
+        EngineConfig, FlyConfig, GetBody, KubernetesConfig, TlsVersion, Underscores,
     },
     route::{EngineKind, Route, RouteError, load_dir},
     schema::{SchemaFile, reference},
@@ -185,7 +185,7 @@ kind = "dokcer"
         "dormouse.toml:8:9: `30 potatoes` is no duration, expected a duration such as \"30s\", \
          \"15m\" or \"2h\"",
         "dormouse.toml:10:8: unknown value `dokcer`; did you mean `docker`? known: `process`, \
-         `docker`, `command`, `fly`",
+         `docker`, `command`, `fly`, `kubernetes`",
     ];
     assert_eq!(errors(text), expected);
 }
@@ -325,6 +325,77 @@ fly.app = "x"
         "dormouse.toml:12:1: `fly` is for kind = \"fly\" only",
     ];
     assert_eq!(errors(&text.replace("token = \"x\"\n", "")), expected);
+}
+
+#[test]
+fn a_cluster_is_an_engine() {
+    let text = r#"
+[engines.near]
+kind = "kubernetes"
+[engines.far]
+kind = "kubernetes"
+owner = "edge-2"
+call_timeout = "5s"
+[engines.far.kubernetes]
+kubeconfig = "far.yaml"
+context = "prod"
+namespace = "sessions"
+start_timeout = "4m"
+"#;
+    let near = KubernetesConfig {
+        kubeconfig: None,
+        context: None,
+        namespace: None,
+        owner: "dormouse".into(),
+        call_timeout: Duration::from_secs(60),
+        start_timeout: Duration::from_secs(120),
+    };
+    let far = KubernetesConfig {
+        kubeconfig: Some("/etc/dormouse/far.yaml".into()),
+        context: Some("prod".into()),
+        namespace: Some("sessions".into()),
+        owner: "edge-2".into(),
+        call_timeout: Duration::from_secs(5),
+        start_timeout: Duration::from_secs(240),
+    };
+    let config = parse(text).unwrap();
+    assert_eq!(config.engines["near"], EngineConfig::Kubernetes(near));
+    assert_eq!(config.engines["far"], EngineConfig::Kubernetes(far));
+
+    let route = |instance: &str| {
+        let text = format!("host = \"a.b\"\nengine = \"near\"\n[instance]\n{instance}\n");
+        let parsed = Route::parse("a", Path::new("a.toml"), &text, &config.engine_kinds());
+        parsed.map(drop).map_err(|errors| errors[0].to_string())
+    };
+    assert_eq!(route("image = \"x\"\nvolumes = [\"home:/home\"]"), Ok(()));
+    let told = |instance: &str, wanted: &str| {
+        let error = route(instance).unwrap_err();
+        assert!(error.contains(wanted), "{error}");
+    };
+    told("port = 1", "nothing says what the Pod runs");
+    told("image = \"x\"\nvolumes = [\"/srv:/srv\"]", "a Pod gets no folder of its node");
+    told("image = \"x\"\nkubernetes.user = \"root\"", "expected `UID` or `UID:GID`");
+    told("image = \"x\"\nkubernetes.tmpfs = [\"tmp\"]", "`tmp` is no absolute path");
+}
+
+#[test]
+fn what_is_wrong_with_a_cluster_is_told() {
+    let text = r#"
+[engines.a]
+kind = "kubernetes"
+owner = "-x"
+[engines.a.kubernetes]
+start_timeout = "5m"
+[engines.b]
+kind = "docker"
+kubernetes = {}
+"#;
+    let expected = [
+        "dormouse.toml:4:9: a label's value begins and ends with a letter or digit",
+        "dormouse.toml:6:17: `start_timeout` is more than nothing and at most \"280s\"",
+        "dormouse.toml:9:1: `kubernetes` is for kind = \"kubernetes\" only",
+    ];
+    assert_eq!(errors(text), expected);
 }
 
 #[test]

@@ -44,7 +44,7 @@ const HOUSE: &[Rule] = &[
     rule(
         "acme",
         &["certs", "config", "metrics"],
-        &["pingora", "notify", "bollard", "procfs", "axum"],
+        &["pingora", "notify", "bollard", "kube", "procfs", "axum"],
         "acme fills the folder that certs reads; it knows no request, no route and no session",
     ),
     rule(
@@ -57,7 +57,7 @@ const HOUSE: &[Rule] = &[
     rule(
         "access",
         &["route", "config"],
-        &["pingora", "bollard", "procfs", "notify", "axum"],
+        &["pingora", "bollard", "kube", "procfs", "notify", "axum"],
         "access knows what routes ask for: no proxy, no fleet, no engine",
     ),
     rule(
@@ -73,10 +73,12 @@ const HOUSE: &[Rule] = &[
             "engine::command",
             "engine::docker",
             "engine::fly",
+            "engine::kubernetes",
             "engine::process",
             "pingora",
             "notify",
             "bollard",
+            "kube",
             "procfs",
             "axum",
         ],
@@ -85,13 +87,13 @@ const HOUSE: &[Rule] = &[
     rule(
         "edge",
         &["session", "access", "acme", "certs", "config", "route", "fleet", "record", "metrics"],
-        &["bollard", "procfs", "notify"],
+        &["bollard", "kube", "procfs", "notify"],
         "edge never knows an engine: it borrows a session from the fleet",
     ),
     rule(
         "admin",
         &["session", "access", "acme", "certs", "route", "fleet", "metrics"],
-        &["pingora", "bollard", "procfs", "notify"],
+        &["pingora", "bollard", "kube", "procfs", "notify"],
         "admin asks the fleet and the routes; it knows no engine and no proxy",
     ),
     rule(
@@ -101,15 +103,20 @@ const HOUSE: &[Rule] = &[
         "record knows what happened and where it writes",
     ),
     rule("metrics", &["session"], SHELL, "metrics knows session and prometheus"),
-    rule("demo", &[], &["pingora", "bollard", "procfs"], "demo is a guest: it knows no room"),
+    rule(
+        "demo",
+        &[],
+        &["pingora", "bollard", "kube", "procfs"],
+        "demo is a guest: it knows no room",
+    ),
     roof("app"),
     roof("cli"),
     roof("lib"),
     roof("main"),
 ];
 
-const SHELL: &[&str] = &["pingora", "bollard", "procfs", "axum"];
-const ROUTE_NEVER: &[&str] = &["notify", "pingora", "bollard", "procfs", "axum", "hyper"];
+const SHELL: &[&str] = &["pingora", "bollard", "kube", "procfs", "axum"];
+const ROUTE_NEVER: &[&str] = &["notify", "pingora", "bollard", "kube", "procfs", "axum", "hyper"];
 const ROUTE_SAYS: &str = "route knows session and serde; notify only in watch";
 
 /// `session/machine/tests` for `src/session/machine/tests.rs`.

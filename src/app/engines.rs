@@ -3,12 +3,16 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
-    config::{CommandConfig, Config, DockerConfig, DockerEndpoint, EngineConfig, FlyConfig},
+    config::{
+        CommandConfig, Config, DockerConfig, DockerEndpoint, EngineConfig, FlyConfig,
+        KubernetesConfig,
+    },
     engine::{
         Engine, Error,
         command::{self, Command},
         docker::{self, Docker},
         fly::{self, Fly},
+        kubernetes::{self, Kubernetes},
         process::Process,
     },
 };
@@ -29,6 +33,9 @@ pub(super) fn build(
             Arc::new(Command::new(command_config(command, config.base.clone()))?)
         }
         EngineConfig::Fly(fly) => Arc::new(Fly::new(fly_config(fly)?)?),
+        EngineConfig::Kubernetes(kubernetes) => {
+            Arc::new(Kubernetes::new(kubernetes_config(kubernetes)))
+        }
         EngineConfig::Docker(docker) => Arc::new(Docker::new(docker_config(docker))?),
     })
 }
@@ -58,6 +65,12 @@ fn fly_config(config: &FlyConfig) -> Result<fly::Config, Error> {
 const FLY_TOKEN: &str = "FLY_API_TOKEN";
 /// One request a second for an action and machine: fly.io/docs/machines/api/working-with-machines-api.
 const FLY_INTERVAL: Duration = Duration::from_secs(1);
+
+fn kubernetes_config(config: &KubernetesConfig) -> kubernetes::Config {
+    let KubernetesConfig { kubeconfig, context, namespace, owner, call_timeout, start_timeout } =
+        config.clone();
+    kubernetes::Config { kubeconfig, context, namespace, owner, call_timeout, start_timeout }
+}
 
 fn docker_config(config: &DockerConfig) -> docker::Config {
     let (endpoint, tls) = match &config.endpoint {
@@ -90,8 +103,12 @@ mod tests {
         let process = Process::new(folder.path().to_owned(), folder.path().to_owned()).unwrap();
         let endpoint = Some("unix:///nowhere".to_owned());
         let docker = Docker::new(docker::Config { endpoint, ..Default::default() }).unwrap();
-        let engines: [(EngineKind, &dyn Engine); 2] =
-            [(EngineKind::Process, &process), (EngineKind::Docker, &docker)];
+        let kubernetes = Kubernetes::new(kubernetes::Config::default());
+        let engines: [(EngineKind, &dyn Engine); 3] = [
+            (EngineKind::Process, &process),
+            (EngineKind::Docker, &docker),
+            (EngineKind::Kubernetes, &kubernetes),
+        ];
         for (kind, engine) in engines {
             assert_eq!((kind.as_str(), kind.depths()), (engine.kind(), engine.depths()));
         }

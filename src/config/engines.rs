@@ -2,6 +2,7 @@
 
 mod command;
 mod fly;
+mod kubernetes;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use command::CommandTable;
 pub(crate) use fly::FlyTable;
-pub use {command::CommandConfig, fly::FlyConfig};
+pub(crate) use kubernetes::KubernetesTable;
+pub use {command::CommandConfig, fly::FlyConfig, kubernetes::KubernetesConfig};
 
 use crate::route::{EngineKind, text::DurationText};
 
@@ -19,8 +21,8 @@ use crate::route::{EngineKind, text::DurationText};
 #[serde(deny_unknown_fields)]
 pub(crate) struct EngineTable {
     /// `"process"`: a command per session on this machine. `"docker"`: containers of a Docker
-    /// daemon. `"command"`: whatever a program of your own starts. `"fly"`:
-    /// machines of a Fly app.
+    /// daemon. `"command"`: whatever a program of your own starts. `"fly"`: machines of a Fly app.
+    /// `"kubernetes"`: Pods of a cluster.
     pub(crate) kind: KindWord,
     /// The most instances that are awake, waking or stopping at once; `limits.when_full` of a route
     /// says what becomes of one more. Default: as many as come.
@@ -30,6 +32,8 @@ pub(crate) struct EngineTable {
     pub(crate) command: Option<CommandTable>,
     /// For `kind = "fly"`.
     pub(crate) fly: Option<FlyTable>,
+    /// For `kind = "kubernetes"`.
+    pub(crate) kubernetes: Option<KubernetesTable>,
     /// Where the Docker daemon is: `unix:///path`, `tcp://HOST:PORT`, `https://HOST:PORT` (TLS) or
     /// `ssh://[USER@]HOST[:PORT]`. Default: `DOCKER_HOST` (with `DOCKER_TLS_VERIFY` and
     /// `DOCKER_CERT_PATH`), else `unix:///var/run/docker.sock`.
@@ -41,10 +45,10 @@ pub(crate) struct EngineTable {
     pub(crate) tls_cert: Option<PathBuf>,
     /// The key of `tls_cert`, a PEM file.
     pub(crate) tls_key: Option<PathBuf>,
-    /// Whose the instances are: the value of a container's label. Two edges on one daemon need two.
+    /// Whose the instances are: the value of a container's or Pod's label. Two edges on one daemon need two.
     /// Default: `"dormouse"`.
     pub(crate) owner: Option<String>,
-    /// The most time for one call to the daemon, or of your program. Default: `"60s"`.
+    /// The most time for one call to the daemon or API server, or of your program. Default: `"60s"`.
     pub(crate) call_timeout: Option<DurationText>,
 }
 
@@ -56,6 +60,7 @@ pub(crate) enum KindWord {
     Docker,
     Command,
     Fly,
+    Kubernetes,
 }
 
 impl EngineTable {
@@ -66,6 +71,7 @@ impl EngineTable {
             running: None,
             command: None,
             fly: None,
+            kubernetes: None,
             endpoint: None,
             tls_ca: None,
             tls_cert: None,
@@ -87,6 +93,8 @@ pub enum EngineConfig {
     Command(CommandConfig),
     /// Machines of a Fly app.
     Fly(FlyConfig),
+    /// Pods of a Kubernetes cluster.
+    Kubernetes(KubernetesConfig),
 }
 
 /// `[engines.NAME]` with `kind = "docker"`.
@@ -133,6 +141,7 @@ impl EngineConfig {
         match self {
             Self::Process => EngineKind::Process,
             Self::Docker(_) => EngineKind::Docker,
+            Self::Kubernetes(_) => EngineKind::Kubernetes,
             Self::Command(command) => EngineKind::Command(command.depths),
             Self::Fly(_) => EngineKind::Fly,
         }

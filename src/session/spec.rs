@@ -1,6 +1,10 @@
 //! What an instance is made from: a route's `[instance]` tables with every capture filled in.
 
+mod kubernetes;
+
 use std::{collections::BTreeMap, fmt, time::Duration};
+
+pub use kubernetes::KubernetesSpec;
 
 /// One instance's template. An engine reads the common part and its own kind's part.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -27,6 +31,8 @@ pub struct Spec {
     pub process: ProcessSpec,
     /// What the Docker engine alone knows.
     pub docker: DockerSpec,
+    /// What the Kubernetes engine alone knows.
+    pub kubernetes: KubernetesSpec,
 }
 
 impl fmt::Debug for Spec {

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use dormouse::{
     route::{Protocol, RouteTable, WakeOn},
-    session::{Depth, DockerSpec, Listen, Policy, Probe, ProcessSpec, Rung, Spec, UpstreamTls},
+    session::{
+        Depth, DockerSpec, KubernetesSpec, Listen, Policy, Probe, ProcessSpec, Rung, Spec,
+        UpstreamTls,
+    },
 };
 
 use crate::{mistakes::error, parse, route};
@@ -55,6 +58,19 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         cap_add: text(&["NET_BIND_SERVICE"]),
         grace: Duration::from_secs(3),
     };
+    let kubernetes = KubernetesSpec {
+        service_account: some("desk"),
+        runtime_class: some("gvisor"),
+        pull_secrets: text(&["registry"]),
+        node_selector: [("disk".to_owned(), "alice".to_owned())].into(),
+        user: some("1000:1000"),
+        read_only: false,
+        tmpfs: text(&["/run:size=16m"]),
+        cap_add: text(&["NET_BIND_SERVICE"]),
+        storage_class: some("fast"),
+        volume_size: 2 << 30,
+        grace: Duration::from_secs(4),
+    };
     let env = [("SESSION", "alice"), ("WHERE", "{host}:{port}")];
     let expected = Spec {
         image: some("desk:alice"),
@@ -68,6 +84,7 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         parameters: [("home".to_owned(), "home-alice".to_owned())].into(),
         process,
         docker,
+        kubernetes,
     };
     assert_eq!(plan.spec, expected);
     assert_eq!(plan.probe, Probe::Http { path: "/ready?of=alice".into(), status: Some(204) });

@@ -2,6 +2,7 @@
 
 mod command;
 mod fly;
+mod kubernetes;
 
 use std::{
     collections::BTreeMap,
@@ -62,6 +63,7 @@ impl Check<'_> {
                 KindWord::Docker => self.docker(&name, table),
                 KindWord::Fly => EngineConfig::Fly(self.fly(&name, table)),
                 KindWord::Command => EngineConfig::Command(self.command(&name, table)),
+                KindWord::Kubernetes => EngineConfig::Kubernetes(self.kubernetes(&name, table)),
             };
             engines.insert(name, engine);
         }
@@ -69,8 +71,8 @@ impl Check<'_> {
     }
 
     fn of_other_kinds(&mut self, name: &str, table: &EngineTable) {
-        use KindWord::{Command, Docker, Fly};
-        let keys: [(&str, bool, &[KindWord], &str); 8] = [
+        use KindWord::{Command, Docker, Fly, Kubernetes};
+        let keys: [(&str, bool, &[KindWord], &str); 9] = [
             ("endpoint", table.endpoint.is_some(), &[Docker], "\"docker\""),
             ("tls_ca", table.tls_ca.is_some(), &[Docker], "\"docker\""),
             ("tls_cert", table.tls_cert.is_some(), &[Docker], "\"docker\""),
@@ -78,17 +80,18 @@ impl Check<'_> {
             (
                 "owner",
                 table.owner.is_some(),
-                &[Docker, Command, Fly],
-                "\"docker\", \"command\" or \"fly\"",
+                &[Docker, Command, Fly, Kubernetes],
+                "\"docker\", \"command\", \"fly\" or \"kubernetes\"",
             ),
             (
                 "call_timeout",
                 table.call_timeout.is_some(),
-                &[Docker, Command, Fly],
-                "\"docker\", \"command\" or \"fly\"",
+                &[Docker, Command, Fly, Kubernetes],
+                "\"docker\", \"command\", \"fly\" or \"kubernetes\"",
             ),
             ("fly", table.fly.is_some(), &[Fly], "\"fly\""),
             ("command", table.command.is_some(), &[Command], "\"command\""),
+            ("kubernetes", table.kubernetes.is_some(), &[Kubernetes], "\"kubernetes\""),
         ];
         for (key, is_there, kinds, said) in keys {
             if is_there && !kinds.contains(&table.kind) {

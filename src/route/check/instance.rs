@@ -1,5 +1,7 @@
 //! `[instance]` of a route file becomes a [`Spec`].
 
+mod kubernetes;
+
 use std::net::IpAddr;
 
 use super::Check;
@@ -28,6 +30,7 @@ impl Check<'_> {
             parameters,
             process,
             docker,
+            kubernetes,
         } = table;
         let mut spec = Spec {
             image,
@@ -37,6 +40,7 @@ impl Check<'_> {
             memory: memory.map(|size| size.0),
             nano_cpus: cpus.and_then(|cpus| self.nano_cpus(cpus)),
             pids,
+            kubernetes: self.kubernetes(kubernetes, &volumes),
             volumes,
             parameters: parameters.into_iter().map(|(name, value)| (name, value.0)).collect(),
             process: process_spec(process),
@@ -82,6 +86,10 @@ impl Check<'_> {
                             instance.docker.label for one that exists";
                 self.found.value(&["instance", "image"], "nothing says which container").hint =
                     Some(hint.into());
+            }
+            Some(EngineKind::Kubernetes) if spec.image.is_none() => {
+                let wrong = "nothing says what the Pod runs: set instance.image";
+                self.found.value(&["instance", "image"], wrong);
             }
             _ => {}
         }

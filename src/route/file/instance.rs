@@ -1,5 +1,7 @@
 //! `[instance]`: what an instance is made from, and what one kind of engine alone knows of it.
 
+mod kubernetes;
+
 use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -7,6 +9,8 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error, Visitor},
 };
+
+pub(crate) use kubernetes::KubernetesTable;
 
 use crate::route::text::{DurationText, Secret, SizeText};
 
@@ -42,6 +46,8 @@ pub(crate) struct InstanceTable {
     pub(crate) process: ProcessTable,
     /// What the Docker engine alone knows. Checked, and not used by other engines.
     pub(crate) docker: DockerTable,
+    /// What the Kubernetes engine alone knows. Checked, and not used by other engines.
+    pub(crate) kubernetes: KubernetesTable,
 }
 
 /// `[instance.process]`.

@@ -1,0 +1,333 @@
+//! The Kubernetes engine: a session is a Pod, made from the route's template at each wake and
+//! deleted at each sleep.
+//!
+//! The API server is the truth, and a Pod's uid is one life. A sleep deletes under that uid and
+//! waits until the Pod is gone: the kubelet takes a Pod away only when its processes have ended.
+
+mod client;
+mod events;
+mod found;
+mod template;
+
+use std::{fmt, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use dashmap::DashMap;
+use futures::{StreamExt, stream::BoxStream};
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher::watch_object;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::task::TaskTracker;
+
+use self::{
+    client::Client,
+    found::{Found, Status},
+    template::Template,
+};
+use super::{Engine, EngineEvent, Error, Instance, Life, Started, without};
+use crate::session::{Depth, Generation, SessionId, Spec};
+
+/// How one cluster is reached and what is ours there.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The kubeconfig; `KUBECONFIG`, `~/.kube/config` or the Pod's service account when not given.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of that file; its current one when not given.
+    pub context: Option<String>,
+    /// The namespace of the Pods; the context's, or the edge's own, when not given.
+    pub namespace: Option<String>,
+    /// Whose Pods are ours: the value of their label `dormouse.owner`.
+    pub owner: String,
+    /// The most time one call to the API server may take.
+    pub call_timeout: Duration,
+    /// The most time until a Pod has a node, its image and an address.
+    pub start_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            context: None,
+            namespace: None,
+            owner: "default".to_owned(),
+            call_timeout: Duration::from_secs(30),
+            start_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+/// One cluster, reached when it is first needed.
+pub struct Kubernetes {
+    client: Arc<Client>,
+    owner: String,
+    start_timeout: Duration,
+    /// Creates on their way to the server: who puts to sleep waits for them.
+    creating: Arc<DashMap<SessionId, Arc<Mutex<()>>>>,
+    tasks: TaskTracker,
+}
+
+impl fmt::Debug for Kubernetes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kubernetes").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+/// How long a watch that failed is left alone.
+const SETTLE: Duration = Duration::from_millis(200);
+
+impl Kubernetes {
+    /// A cluster that cannot be reached is found out by the first call.
+    pub fn new(config: Config) -> Self {
+        Self {
+            client: Arc::new(Client::new(&config)),
+            owner: config.owner,
+            start_timeout: config.start_timeout,
+            creating: Arc::default(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    fn name(&self, session: &SessionId) -> String {
+        template::name(&self.owner, session)
+    }
+
+    fn ours(&self, pod: Pod, session: &SessionId) -> Result<Found, Error> {
+        let found = Found::new(pod);
+        if found.is_ours(&self.owner, session) {
+            return Ok(found);
+        }
+        Err(Error::Conflict(format!(
+            "a pod `{}` exists and is not this edge's: rename or delete it",
+            found.name
+        )))
+    }
+
+    /// The session's Pod.
+    async fn find(&self, session: &SessionId) -> Result<Option<Found>, Error> {
+        let pod = self.client.pod(&self.name(session)).await?;
+        pod.map(|pod| self.ours(pod, session)).transpose()
+    }
+
+    /// Runs until the Pod is up; what it waited for last is in `seen`.
+    async fn bring_up(
+        &self,
+        template: &Template<'_>,
+        seen: &mut Option<Found>,
+    ) -> Result<Started, Error> {
+        let name = self.name(template.session);
+        let mut watch = pin!(watch_object(self.client.all::<Pod>().await?, &name));
+        let (mut created, mut looked) = (false, false);
+        while let Some(look) = watch.next().await {
+            let pod = match look {
+                Ok(pod) => pod,
+                Err(error) => {
+                    self.unwatched(error, looked).await?;
+                    continue;
+                }
+            };
+            looked = true;
+            *seen = pod.map(|pod| self.ours(pod, template.session)).transpose()?;
+            match seen {
+                None if created => {
+                    let text = format!("pod `{name}` was deleted while it started");
+                    return Err(Error::Conflict(text));
+                }
+                None => {
+                    self.create(template).await?;
+                    created = true;
+                }
+                Some(found) => match found.status {
+                    Status::Ended if created => return Err(Error::Failed(found.ended())),
+                    Status::Ended => {
+                        self.client.delete(&name, &found.uid, Duration::ZERO).await?;
+                    }
+                    // Gone, it makes room for a new one.
+                    Status::Ending => created = false,
+                    Status::Pending | Status::Running => {
+                        if let Some(started) = found.started(template.spec) {
+                            return Ok(started);
+                        }
+                        if let Some(error) = found.stuck() {
+                            return Err(error);
+                        }
+                    }
+                },
+            }
+        }
+        Err(Error::Failed("the watch of a pod has ended".to_owned()))
+    }
+
+    /// A watch that failed goes on by itself, unless nothing will mend it. What it was allowed once
+    /// it may again: a server that has just started refuses everybody until it has read its Roles.
+    async fn unwatched(
+        &self,
+        error: kube::runtime::watcher::Error,
+        looked: bool,
+    ) -> Result<(), Error> {
+        let (error, is_unknown) = client::unwatched(error);
+        if is_unknown {
+            self.client.forget().await;
+        }
+        if !error.is_retryable() && !looked {
+            return Err(error);
+        }
+        tokio::time::sleep(SETTLE).await;
+        Ok(())
+    }
+
+    /// Makes the claims that are missing, and the Pod. Runs to its end when nobody waits for it any
+    /// longer: what is half-way to the server cannot be called back, only waited for.
+    async fn create(&self, template: &Template<'_>) -> Result<(), Error> {
+        let (claims, pod) = (template.claims()?, template.pod()?);
+        let (client, creating) = (Arc::clone(&self.client), Arc::clone(&self.creating));
+        let session = template.session.clone();
+        let turn = Arc::clone(&*self.creating.entry(session.clone()).or_default());
+        let turn = turn.lock_owned().await;
+        let task = async move {
+            let created = create(&client, claims, pod).await;
+            creating.remove(&session);
+            drop(turn);
+            created
+        };
+        let created = self.tasks.spawn(task).await;
+        created.unwrap_or_else(|_| Err(Error::Failed("the create of a pod panicked".to_owned())))
+    }
+
+    async fn created(&self, session: &SessionId) {
+        let turn = self.creating.get(session).map(|turn| Arc::clone(&*turn));
+        if let Some(turn) = turn {
+            drop(turn.lock().await);
+        }
+    }
+
+    /// Ends one life and waits until its Pod is gone.
+    async fn delete(&self, found: &Found, grace: Duration) -> Result<(), Error> {
+        self.client.delete(&found.name, &found.uid, grace).await?;
+        let limit = grace + self.client.call_timeout();
+        let gone = async {
+            let mut watch = pin!(watch_object(self.client.all::<Pod>().await?, &found.name));
+            while let Some(look) = watch.next().await {
+                match look {
+                    Ok(Some(pod)) if pod.metadata.uid.as_ref() == Some(&found.uid) => {}
+                    Ok(_) => break,
+                    Err(error) => self.unwatched(error, true).await?,
+                }
+            }
+            Ok(())
+        };
+        timeout(limit, gone).await.unwrap_or_else(|_| {
+            Err(Error::Conflict(format!(
+                "pod `{}` is still there {limit:?} after its end was asked for: is its node alive?",
+                found.name
+            )))
+        })
+    }
+}
+
+async fn create(
+    client: &Client,
+    claims: Vec<k8s_openapi::api::core::v1::PersistentVolumeClaim>,
+    pod: Pod,
+) -> Result<(), Error> {
+    for claim in claims {
+        if !client.has_claim(claim.metadata.name.as_deref().unwrap_or_default()).await? {
+            client.create("create a claim", claim).await?;
+        }
+    }
+    client.create("create a pod", pod).await
+}
+
+/// An error's text without any of these values: a server may repeat what it was given.
+fn error_without(error: Error, spec: &Spec) -> Error {
+    let clean = |text| without(text, spec.env.values());
+    match error {
+        Error::Unreachable(text) => Error::Unreachable(clean(text)),
+        Error::Missing(text) => Error::Missing(clean(text)),
+        Error::Conflict(text) => Error::Conflict(clean(text)),
+        Error::Invalid(text) => Error::Invalid(clean(text)),
+        Error::Failed(text) => Error::Failed(clean(text)),
+        timeout @ Error::Timeout { .. } => timeout,
+    }
+}
+
+#[async_trait]
+impl Engine for Kubernetes {
+    fn kind(&self) -> &'static str {
+        "kubernetes"
+    }
+
+    fn depths(&self) -> &'static [Depth] {
+        &[Depth::Stopped, Depth::Removed]
+    }
+
+    async fn start(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        generation: Generation,
+    ) -> Result<Started, Error> {
+        let template = Template { owner: &self.owner, session, spec, generation };
+        let (limit, mut seen) = (self.start_timeout, None);
+        let until = sleep_until(Instant::now() + limit);
+        let started = tokio::select! {
+            started = self.bring_up(&template, &mut seen) => Some(started),
+            () = until => None,
+        };
+        let timed_out = || match seen.as_ref().and_then(Found::waits_for) {
+            Some(waits) => Error::Conflict(format!("{waits} (after {limit:?})")),
+            None => Error::Timeout { call: "start", after: limit },
+        };
+        let started = started.unwrap_or_else(|| Err(timed_out()));
+        started.map_err(|error| error_without(error, spec))
+    }
+
+    async fn sleep(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        life: Option<&Life>,
+        to: Depth,
+    ) -> Result<(), Error> {
+        if to < Depth::Stopped {
+            return Err(Error::Invalid(format!("kubernetes has no depth `{to}`")));
+        }
+        self.created(session).await;
+        let found = match self.find(session).await {
+            // What is in the way of a start is not what it half-started.
+            Err(Error::Conflict(_)) | Ok(None) => return Ok(()),
+            found => found?,
+        };
+        let meant = found.filter(|found| life.is_none_or(|life| *life == found.life()));
+        match meant {
+            Some(found) => self.delete(&found, spec.kubernetes.grace).await,
+            // A Pod has one life: where its uid is another, this life is over.
+            None => Ok(()),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, Error> {
+        let pods = self.client.pods(&format!("{}={}", template::OWNER, self.owner)).await?;
+        let instances = pods.into_iter().map(Found::new).filter_map(|found| {
+            // A copy with our marks under another name is nobody's.
+            let session = found.session().filter(|session| found.name == self.name(session))?;
+            Some(found.instance(session))
+        });
+        Ok(instances.collect())
+    }
+
+    async fn inspect(&self, session: &SessionId, _: &Spec) -> Result<Option<Instance>, Error> {
+        match self.find(session).await {
+            Ok(found) => Ok(found.map(|found| found.instance(session.clone()))),
+            Err(Error::Conflict(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn events(&self) -> BoxStream<'static, EngineEvent> {
+        events::stream(Arc::clone(&self.client), self.owner.clone())
+    }
+}

@@ -1,0 +1,312 @@
+//! The calls to one Kubernetes API server: where it is, how long it may take, and what its
+//! refusals mean.
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::core::v1::{PersistentVolumeClaim, Pod},
+};
+use kube::{
+    Api, Error as ApiError, Resource,
+    api::{DeleteParams, ListParams, PostParams, Preconditions},
+    config::{KubeConfigOptions, Kubeconfig},
+    core::Status,
+    runtime::watcher,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::Mutex;
+
+use super::Config;
+use crate::engine::Error;
+
+/// A watch on which nothing comes for so long is opened anew: a server sends bookmarks about once a
+/// minute, and a connection may be dead without having ended.
+const SILENCE: Duration = Duration::from_secs(150);
+/// How many Pods one page of a list has.
+const PAGE: u32 = 500;
+/// No more of a server's text is passed on.
+const TEXT_MAX: usize = 600;
+const GRANT: &str = "deploy/kubernetes has the Role that an edge needs";
+
+/// An API server, connected to when it is first asked.
+#[derive(Debug)]
+pub(super) struct Client {
+    kubeconfig: Option<std::path::PathBuf>,
+    context: Option<String>,
+    namespace: Option<String>,
+    call_timeout: Duration,
+    connected: Mutex<Option<Connected>>,
+}
+
+/// A client and the namespace that everything is in.
+#[derive(Clone)]
+struct Connected {
+    client: kube::Client,
+    namespace: String,
+}
+
+impl std::fmt::Debug for Connected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connected").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            kubeconfig: config.kubeconfig.clone(),
+            context: config.context.clone(),
+            namespace: config.namespace.clone(),
+            call_timeout: config.call_timeout,
+            connected: Mutex::default(),
+        }
+    }
+
+    pub(super) fn call_timeout(&self) -> Duration {
+        self.call_timeout
+    }
+
+    async fn connected(&self) -> Result<Connected, Error> {
+        let mut connected = self.connected.lock().await;
+        if let Some(connected) = &*connected {
+            return Ok(connected.clone());
+        }
+        let connecting = tokio::time::timeout(self.call_timeout, self.connect()).await;
+        let fresh = connecting
+            .unwrap_or(Err(Error::Timeout { call: "connect", after: self.call_timeout }))?;
+        Ok(connected.insert(fresh).clone())
+    }
+
+    async fn connect(&self) -> Result<Connected, Error> {
+        // With several providers compiled in, rustls wants one named; the first stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut config = self.credentials().await?;
+        config.read_timeout = Some(SILENCE);
+        config.connect_timeout = Some(self.call_timeout);
+        let namespace = self.namespace.clone().unwrap_or(config.default_namespace.clone());
+        let client = kube::Client::try_from(config).map_err(|error| refused(error, "connect"))?;
+        Ok(Connected { client, namespace })
+    }
+
+    async fn credentials(&self) -> Result<kube::Config, Error> {
+        let options =
+            KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let invalid = |error: &dyn std::error::Error| Error::Invalid(with_causes(error));
+        if let Some(path) = &self.kubeconfig {
+            let wrong = |error: &dyn std::error::Error| {
+                Error::Invalid(format!("kubeconfig {}: {}", path.display(), with_causes(error)))
+            };
+            let file = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
+            let config = kube::Config::from_custom_kubeconfig(file, &options).await;
+            return config.map_err(|error| wrong(&error));
+        }
+        if self.context.is_some() {
+            let config = kube::Config::from_kubeconfig(&options).await;
+            return config.map_err(|error| invalid(&error));
+        }
+        kube::Config::infer().await.map_err(|error| invalid(&error))
+    }
+
+    async fn api<K>(&self) -> Result<Api<K>, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        let Connected { client, namespace } = self.connected().await?;
+        Ok(Api::namespaced(client, &namespace))
+    }
+
+    /// One call within the limit, connecting included.
+    async fn call<K, T, F>(
+        &self,
+        call: &'static str,
+        ask: impl FnOnce(Api<K>) -> F,
+    ) -> Result<T, Refused>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let api = self.api().await.map_err(Refused::Engine)?;
+        let refused = match tokio::time::timeout(self.call_timeout, ask(api)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(ApiError::Api(status))) => Refused::Answer(status),
+            Ok(Err(error)) => Refused::Engine(refused(error, call)),
+            Err(_) => Refused::Engine(Error::Timeout { call, after: self.call_timeout }),
+        };
+        if refused.code() == Some(401) {
+            self.forget().await;
+        }
+        Err(refused)
+    }
+
+    /// The credentials may be others by now: they are read anew for the next call.
+    pub(super) async fn forget(&self) {
+        *self.connected.lock().await = None;
+    }
+
+    /// `None` when there is none.
+    pub(super) async fn pod(&self, name: &str) -> Result<Option<Pod>, Error> {
+        let ask = |pods: Api<Pod>| async move { pods.get_opt(name).await };
+        Ok(self.call("get a pod", ask).await?)
+    }
+
+    /// All Pods with this `KEY=VALUE` label.
+    pub(super) async fn pods(&self, label: &str) -> Result<Vec<Pod>, Error> {
+        let (mut pods, mut page) = (Vec::new(), ListParams::default().labels(label).limit(PAGE));
+        loop {
+            let params = page.clone();
+            let ask = |api: Api<Pod>| async move { api.list(&params).await };
+            match self.call("list pods", ask).await {
+                Ok(mut list) => {
+                    pods.append(&mut list.items);
+                    match list.metadata.continue_.filter(|next| !next.is_empty()) {
+                        Some(next) => page.continue_token = Some(next),
+                        None => return Ok(pods),
+                    }
+                }
+                // The list's place in history is gone: once more, from its beginning.
+                Err(refused) if refused.code() == Some(410) && page.continue_token.is_some() => {
+                    pods.clear();
+                    page.continue_token = None;
+                }
+                Err(refused) => return Err(refused.into()),
+            }
+        }
+    }
+
+    /// Makes it, or finds that there is one of this name.
+    pub(super) async fn create<K>(&self, call: &'static str, body: K) -> Result<(), Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+    {
+        let ask =
+            |api: Api<K>| async move { api.create(&PostParams::default(), &body).await.map(drop) };
+        match self.call(call, ask).await {
+            Err(refused) if refused.code() == Some(409) => Ok(()),
+            answer => Ok(answer?),
+        }
+    }
+
+    pub(super) async fn has_claim(&self, name: &str) -> Result<bool, Error> {
+        let ask = |claims: Api<PersistentVolumeClaim>| async move { claims.get_opt(name).await };
+        Ok(self.call("get a claim", ask).await?.is_some())
+    }
+
+    /// Asks for the end of this one life; one that is over, or going, is no error.
+    pub(super) async fn delete(&self, name: &str, uid: &str, grace: Duration) -> Result<(), Error> {
+        let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
+        let params = DeleteParams {
+            grace_period_seconds: Some(u32::try_from(seconds).unwrap_or(u32::MAX)),
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        let ask = |pods: Api<Pod>| async move { pods.delete(name, &params).await.map(drop) };
+        match self.call("delete a pod", ask).await {
+            Err(refused) if matches!(refused.code(), Some(404 | 409)) => Ok(()),
+            answer => Ok(answer?),
+        }
+    }
+
+    pub(super) async fn all<K>(&self) -> Result<Api<K>, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        self.api().await
+    }
+}
+
+/// Why the API server did not do it.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// It answered so.
+    Answer(Box<Status>),
+    /// It did not answer.
+    Engine(Error),
+}
+
+impl Refused {
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Answer(status) => Some(status.code),
+            Self::Engine(_) => None,
+        }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Answer(status) => answered(&status),
+            Refused::Engine(error) => error,
+        }
+    }
+}
+
+/// What an answer of the API server means.
+pub(super) fn answered(status: &Status) -> Error {
+    let text: String = status.message.trim().chars().take(TEXT_MAX).collect();
+    match status.code {
+        401 => Error::Invalid(format!(
+            "the API server does not know us: {text}; look at the kubeconfig's user or the \
+             service account"
+        )),
+        // A quota can have room again.
+        403 if text.contains("exceeded quota") => Error::Conflict(text),
+        403 => Error::Invalid(format!("{text}; {GRANT}")),
+        404 => Error::Missing(text),
+        409 => Error::Conflict(text),
+        400 | 422 => Error::Invalid(text),
+        code @ (408 | 429 | 500..) => {
+            Error::Unreachable(format!("the API server answered {code}: {text}"))
+        }
+        code => Error::Failed(format!("the API server answered {code}: {text}")),
+    }
+}
+
+/// What a call that was not answered means.
+fn refused(error: ApiError, call: &'static str) -> Error {
+    match error {
+        ApiError::Api(status) => answered(&status),
+        ApiError::InferConfig(_) | ApiError::Auth(_) | ApiError::RustlsTls(_) => {
+            Error::Invalid(with_causes(&error))
+        }
+        ApiError::HyperError(_) | ApiError::Service(_) | ApiError::ReadEvents(_) => {
+            Error::Unreachable(with_causes(&error))
+        }
+        error => Error::Failed(format!("{call}: {}", with_causes(&error))),
+    }
+}
+
+/// What the end of a watch means, and whether it is for want of credentials.
+pub(super) fn unwatched(error: watcher::Error) -> (Error, bool) {
+    use watcher::Error::{
+        InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
+    };
+    match error {
+        InitialListFailed(ApiError::Api(status)) | WatchStartFailed(ApiError::Api(status)) => {
+            (answered(&status), status.code == 401)
+        }
+        WatchError(status) => (answered(&status), status.code == 401),
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
+            (refused(error, "watch pods"), false)
+        }
+        NoResourceVersion => (Error::Failed("a list of pods has no version".to_owned()), false),
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text.chars().take(TEXT_MAX).collect()
+}

@@ -138,6 +138,8 @@ async fn a_body_at_the_rate_and_one_whose_answer_has_begun_go_on() {
     sleep(LONG).await;
     slow.send(b"hi").await;
     assert_eq!(raw.exactly(2).await, b"hi");
+    raw.send("0\r\n\r\n").await;
+    slow.until("0\r\n\r\n").await;
 }
 
 // ## Who takes nothing

@@ -1,0 +1,198 @@
+//! The same engine against a real Podman: the whole contract, and where Podman differs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use dormouse::{
+    engine::{Engine as _, EngineEvent, Error, Started},
+    session::{Depth, DockerSpec, Spec},
+};
+
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::{
+    bench::{G1, G2, PATIENCE, asleep, engine, get, running, session, shell, spec, until},
+    contract,
+    dockerd::IMAGE,
+};
+
+/// A Podman service of a test's own, with its own storage, bridge and containers, gone when dropped.
+struct Podman {
+    folder: PathBuf,
+    service: Child,
+    /// Its addresses, as CIDR.
+    subnet: String,
+    bridge: String,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// netavark's changes of iptables are no more than one at a time.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+impl Podman {
+    async fn up(name: &str) -> Self {
+        let alone = ALONE.lock().await;
+        let process = std::process::id();
+        let rigs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/rig");
+        let folder = rigs.join(format!("podman-{name}-{process}"));
+        fs::create_dir_all(folder.join("net")).unwrap();
+        let at = folder.display();
+        // crun refuses this kind of machine's hybrid cgroups; without systemd there is no journal.
+        // Podman's own limits of open files and processes are more than a container may have here.
+        let settings = format!(
+            "[containers]\ndefault_ulimits = [\"nofile=4096:4096\", \"nproc=4096:4096\"]\n\
+             [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\n\
+             events_logger = \"file\"\ntmp_dir = \"{at}/tmp\"\n\
+             [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{at}/net\"\n"
+        );
+        fs::write(folder.join("containers.conf"), settings).unwrap();
+        let third = process % 256;
+        let subnet = format!("10.215.{third}.0/24");
+        let bridge = format!("dmpod{third}");
+        fs::write(folder.join("net/podman.json"), network(&bridge, &subnet)).unwrap();
+        // The bridge goes with its last container: nothing may leave this machine then.
+        ip(&["route", "replace", "unreachable", &subnet, "metric", "9999"]);
+        let service = podman(&folder)
+            .args(["system", "service", "--time", "0"])
+            .arg(format!("unix://{at}/podman.sock"))
+            .stderr(fs::File::create(folder.join("log")).unwrap())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("apt-get install podman netavark");
+        let podman = Self { folder, service, subnet, bridge, _alone: alone };
+        let deadline = Instant::now() + PATIENCE;
+        while !podman.docker(&["version"]).status.success() {
+            assert!(Instant::now() < deadline, "no Podman: {}", podman.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/session-image");
+        let image = Command::new(script).arg(IMAGE).env("DOCKER_HOST", podman.endpoint()).output();
+        assert!(image.unwrap().status.success(), "no image: {}", podman.log());
+        podman
+    }
+
+    fn endpoint(&self) -> String {
+        format!("unix://{}/podman.sock", self.folder.display())
+    }
+
+    fn docker(&self, arguments: &[&str]) -> Output {
+        let mut docker = Command::new("docker");
+        docker.arg("--host").arg(self.endpoint()).args(arguments).output().unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        let _ = podman(&self.folder).args(["rm", "--all", "--force", "--time", "0"]).output();
+        let _ = podman(&self.folder).args(["system", "prune", "--force", "--volumes"]).output();
+        let _ = self.service.kill();
+        let _ = self.service.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+        ip(&["link", "delete", &self.bridge]);
+        ip(&["route", "delete", "unreachable", &self.subnet, "metric", "9999"]);
+    }
+}
+
+/// Podman's default network, on a bridge of its own.
+fn network(bridge: &str, subnet: &str) -> String {
+    format!(
+        r#"{{"name": "podman", "id": "{:064}", "driver": "bridge", "created": "2026-01-01T00:00:00Z",
+        "network_interface": "{bridge}", "subnets": [{{"subnet": "{subnet}"}}],
+        "ipv6_enabled": false, "internal": false, "dns_enabled": false,
+        "ipam_options": {{"driver": "host-local"}}}}"#,
+        1
+    )
+}
+
+fn ip(arguments: &[&str]) {
+    Command::new("ip").args(arguments).output().expect("apt-get install iproute2");
+}
+
+fn podman(folder: &Path) -> Command {
+    let mut podman = Command::new("podman");
+    podman
+        .env("CONTAINERS_CONF", folder.join("containers.conf"))
+        .arg("--root")
+        .arg(folder.join("root"))
+        .arg("--runroot")
+        .arg(folder.join("run"));
+    podman
+}
+
+#[tokio::test]
+async fn the_contract_on_podman() {
+    let podman = Podman::up("contract").await;
+    contract::run(Arc::new(engine(podman.endpoint(), "pod")), |_| spec()).await;
+}
+
+#[tokio::test]
+async fn the_contract_on_podman_for_an_instance_that_hangs() {
+    let podman = Podman::up("hang").await;
+    let script = "trap '' TERM; busybox httpd -p {address} -h /www; while true; do sleep 1; done";
+    contract::hang(Arc::new(engine(podman.endpoint(), "pod")), |_| shell(script)).await;
+}
+
+#[tokio::test]
+async fn the_contract_on_podman_for_an_instance_that_dies() {
+    let podman = Podman::up("death").await;
+    let kill = async |started: Started| {
+        let (container, _) = started.life.as_str().split_once('@').unwrap();
+        assert!(podman.docker(&["kill", container]).status.success());
+    };
+    contract::death(Arc::new(engine(podman.endpoint(), "pod")), |_| spec(), kill).await;
+}
+
+/// Podman answers each of these with a 500 of its own, or with another word.
+#[tokio::test]
+async fn what_podman_says_otherwise_makes_no_difference() {
+    let (podman, alice) = (Podman::up("differs").await, session("alice.test"));
+    let engine = engine(podman.endpoint(), "pod");
+    let publish = DockerSpec { publish: Some("true".to_owned()), ..spec().docker };
+    let published = Spec { docker: publish, ..spec() };
+    let first = engine.start(&alice, &published, G1).await.unwrap();
+    assert!(get(&first.address).contains("hello"));
+
+    // Frozen: a start thaws it, a second freeze is none, and it stops.
+    let life = Some(&first.life);
+    engine.sleep(&alice, &published, life, Depth::Paused).await.unwrap();
+    engine.sleep(&alice, &published, life, Depth::Paused).await.unwrap();
+    let state =
+        async || engine.inspect(&alice, &published).await.unwrap().map(|instance| instance.state);
+    assert_eq!(state().await, asleep(Depth::Paused));
+    assert_eq!(engine.start(&alice, &published, G1).await.unwrap(), first);
+    engine.sleep(&alice, &published, life, Depth::Paused).await.unwrap();
+    engine.sleep(&alice, &published, life, Depth::Stopped).await.unwrap();
+    assert_eq!(state().await, asleep(Depth::Stopped));
+    let second = engine.start(&alice, &published, G2).await.unwrap();
+    assert_ne!(second.life, first.life);
+    assert_eq!(state().await, running());
+
+    // Its word for what is gone is another one than Docker's.
+    let mut events = engine.events();
+    until(&mut events, EngineEvent::Resync).await;
+    assert!(podman.docker(&["rm", "-f", "dormouse-pod-alice.test"]).status.success());
+    until(&mut events, EngineEvent::Changed(alice.clone())).await;
+    assert_eq!(state().await, None);
+}
+
+#[tokio::test]
+async fn what_podman_does_not_have_is_said() {
+    let (podman, alice) = (Podman::up("refuses").await, session("alice.test"));
+    let engine = engine(podman.endpoint(), "pod");
+    let none = Spec { image: Some("nowhere/nothing:1".to_owned()), ..spec() };
+    let error = engine.start(&alice, &none, G1).await.unwrap_err();
+    assert!(matches!(&error, Error::Missing(text) if text.contains("nowhere/nothing")), "{error}");
+    let stranger = ["create", "--name", "dormouse-pod-alice.test", IMAGE];
+    assert!(podman.docker(&stranger).status.success());
+    let error = engine.start(&alice, &spec(), G1).await.unwrap_err();
+    assert!(matches!(error, Error::Conflict(_)), "{error}");
+}

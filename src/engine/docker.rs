@@ -20,7 +20,7 @@ use futures::{
 use tokio::time::sleep;
 
 use self::{
-    client::{Client, Endpoint},
+    client::{Client, Endpoint, Refused},
     events::Watched,
     found::{Found, Status},
     template::Template,
@@ -155,8 +155,14 @@ impl Docker {
                     self.client.remove(&found.id).await?;
                 }
                 Status::Created | Status::Exited => {
-                    let start = self.client.start(&found.id).await;
-                    booted = start.map_err(|refused| refused.without(spec.env.values()))?;
+                    booted = match self.client.start(&found.id).await {
+                        Ok(booted) => booted,
+                        Err(refused) => {
+                            return Err(self
+                                .explain(refused.without(spec.env.values()), spec)
+                                .await);
+                        }
+                    };
                     if !booted {
                         sleep(SETTLE).await;
                     }
@@ -196,7 +202,21 @@ impl Docker {
             Err(refused) if refused.is_no_image() => Err(Error::Missing(format!(
                 "image `{image}` is not on the daemon: docker pull {image}"
             ))),
-            Err(refused) => Err(refused.without(template.spec.env.values()).into()),
+            Err(refused) => {
+                Err(self.explain(refused.without(template.spec.env.values()), template.spec).await)
+            }
+        }
+    }
+
+    /// With the runtimes that there are, where the route wants another one.
+    async fn explain(&self, refused: Refused, spec: &Spec) -> Error {
+        let Some(runtime) = &spec.docker.runtime else { return refused.into() };
+        match self.client.runtimes().await {
+            Ok(known) if !known.contains(runtime) => Error::Invalid(format!(
+                "the daemon has no runtime `{runtime}`, only: {}",
+                known.join(", ")
+            )),
+            _ => refused.into(),
         }
     }
 

@@ -47,7 +47,7 @@ async fn what_the_daemon_does_not_have_is_invalid_and_leaves_nothing_behind() {
     let none = DockerSpec { network: Some("none".to_owned()), ..docker() };
     let publish = DockerSpec { publish: Some("example.com".to_owned()), ..docker() };
     let specs = [
-        ("runsk", Spec { docker: runtime, ..spec() }),
+        ("the daemon has no runtime `runsk`, only: ", Spec { docker: runtime, ..spec() }),
         ("no-such-net", Spec { docker: network, ..spec() }),
         ("no address on the network `none`", Spec { docker: none, ..spec() }),
         ("address of the Docker host", Spec { docker: publish, ..spec() }),

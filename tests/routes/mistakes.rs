@@ -46,7 +46,7 @@ tls = "yes"
          `idle`, `tls`, `upstream`, `access`, `limits`, `static`",
         "demo.toml:5:11: invalid type: string \"x\", expected a list",
         "demo.toml:6:1: unknown key `comand`; did you mean `command`? known: `image`, `command`, \
-         `env`, `port`, `memory`, `cpus`, `pids`, `volumes`, `parameters`, \
+         `env`, `port`, `memory`, `cpus`, `pids`, `volumes`, `isolation`, `parameters`, \
          `process`, `docker`, `kubernetes`",
         "demo.toml:8:13: invalid type: string \"yes\", expected true or false",
         "demo.toml:10:9: unknown value `htp`; did you mean `http`? known: `tcp`, `http`, `engine`",
@@ -295,4 +295,52 @@ fn what_has_the_right_shape_may_still_be_wrong() {
         }
     }
     assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+#[test]
+fn an_engine_that_isolates_less_than_a_route_demands_is_refused() {
+    let told = |engine: &str, isolation: &str, more: &str| {
+        let text = format!(
+            "host = \"a.test\"\nengine = \"{engine}\"\n[instance]\ncommand = [\"x\"]\n\
+             image = \"x\"\nisolation = \"{isolation}\"\n{more}"
+        );
+        parse("demo", &text).map(drop).map_err(|errors| errors[0].to_string())
+    };
+    for (engine, isolation, more) in [
+        ("docker", "container", ""),
+        ("docker", "container", "docker.runtime = \"sysbox-runc\""),
+        ("docker", "container", "docker.runtime = \"kata\""),
+        ("docker", "kernel", "docker.runtime = \"runsc\""),
+        ("docker", "kernel", "docker.runtime = \"runsc-kvm\""),
+        ("docker", "vm", "docker.runtime = \"io.containerd.kata.v2\""),
+        ("docker", "vm", "docker.runtime = \"kata-qemu\""),
+    ] {
+        assert_eq!(told(engine, isolation, more), Ok(()), "{engine} {isolation} {more}");
+    }
+    for (engine, isolation, more, text) in [
+        (
+            "local",
+            "container",
+            "",
+            "6:13: the engine gives none that is known; a process sees its host: use another engine",
+        ),
+        (
+            "docker",
+            "kernel",
+            "",
+            "6:13: the engine gives \"container\"; set docker.runtime to \"runsc\" or \"kata\"",
+        ),
+        ("docker", "kernel", "docker.runtime = \"notrunsc\"", "gives \"container\""),
+        ("docker", "vm", "docker.runtime = \"runsc\"", "gives \"kernel\""),
+        (
+            "docker",
+            "container",
+            "docker.container = \"mine\"",
+            "how a container that exists was made",
+        ),
+        ("docker", "strong", "", "unknown value `strong`; known: `container`, `kernel`, `vm`"),
+    ] {
+        let error = told(engine, isolation, more).unwrap_err();
+        assert!(error.contains(text), "{error}");
+    }
 }

@@ -378,6 +378,16 @@ impl Client {
         Ok(format!("{}.{:09}", now.timestamp(), now.timestamp_subsec_nanos()))
     }
 
+    /// The names of the OCI runtimes that it is set up with, in order. Docker takes others, too: the
+    /// full names of shims.
+    pub(super) async fn runtimes(&self) -> Result<Vec<String>, Error> {
+        let ask = |docker: bollard::Docker| async move { docker.info().await };
+        let runtimes = self.call("info", self.call_timeout, ask).await?.runtimes;
+        let mut names: Vec<_> = runtimes.unwrap_or_default().into_keys().collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// What happened to containers since then and happens from now on, until the connection ends.
     pub(super) async fn events(
         &self,

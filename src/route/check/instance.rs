@@ -1,5 +1,6 @@
 //! `[instance]` of a route file becomes a [`Spec`].
 
+mod isolation;
 mod kubernetes;
 
 use std::net::IpAddr;
@@ -27,6 +28,7 @@ impl Check<'_> {
             cpus,
             pids,
             volumes,
+            isolation,
             parameters,
             process,
             docker,
@@ -65,6 +67,7 @@ impl Check<'_> {
             self.template(path, text, reserved);
         });
         self.what_the_kind_needs(&spec);
+        self.isolation(isolation, &spec);
         spec
     }
 

@@ -40,6 +40,11 @@ pub(crate) struct InstanceTable {
     /// What to mount, each `SOURCE:TARGET` or `SOURCE:TARGET:ro`; a source is an absolute path on
     /// the engine's machine or a volume's name.
     pub(crate) volumes: Vec<String>,
+    /// What must stand between an instance and its host: `"container"`, namespaces of the host's
+    /// kernel; `"kernel"`, a kernel in between (gVisor); `"vm"`, a virtual machine. A route whose
+    /// engine gives less is refused. Default: whatever the engine gives.
+    #[schemars(with = "IsolationWord")]
+    pub(crate) isolation: Option<IsolationWord>,
     /// What the operator's own program is told besides (the command engine): names and texts.
     pub(crate) parameters: BTreeMap<String, Secret>,
     /// What the process engine alone knows. Checked, and not used by other engines.
@@ -48,6 +53,17 @@ pub(crate) struct InstanceTable {
     pub(crate) docker: DockerTable,
     /// What the Kubernetes engine alone knows. Checked, and not used by other engines.
     pub(crate) kubernetes: KubernetesTable,
+}
+
+/// Weakest first.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum IsolationWord {
+    Container,
+    Kernel,
+    Vm,
 }
 
 /// `[instance.process]`.

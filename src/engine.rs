@@ -9,7 +9,9 @@ pub mod docker;
 pub mod fly;
 pub mod kubernetes;
 mod poll;
+mod port;
 pub mod process;
+pub mod qemu;
 
 use std::{fmt, sync::Arc, time::Duration};
 

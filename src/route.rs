@@ -55,6 +55,8 @@ pub enum EngineKind {
     Fly,
     /// Pods of a Kubernetes cluster.
     Kubernetes,
+    /// Virtual machines on this host.
+    Qemu,
     /// Whatever the operator's own program starts, and the depths that it knows.
     Command(&'static [Depth]),
 }
@@ -67,6 +69,7 @@ impl EngineKind {
             Self::Docker => "docker",
             Self::Fly => "fly",
             Self::Kubernetes => "kubernetes",
+            Self::Qemu => "qemu",
             Self::Command(_) => "command",
         }
     }
@@ -78,6 +81,7 @@ impl EngineKind {
             Self::Docker => &[Depth::Paused, Depth::Stopped, Depth::Removed],
             Self::Fly => &[Depth::Suspended, Depth::Stopped, Depth::Removed],
             Self::Kubernetes => &[Depth::Stopped, Depth::Removed],
+            Self::Qemu => &[Depth::Paused, Depth::Suspended, Depth::Stopped, Depth::Removed],
             Self::Command(depths) => depths,
         }
     }
@@ -199,7 +203,9 @@ fn sensitive(value: &str) -> Result<HeaderValue, http::header::InvalidHeaderValu
 /// Every string of `[instance]`: the keys that lead to it, itself, and the names that are the
 /// engine's to fill in. One list, so that what is checked and what is rendered are the same.
 fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, &[&str])) {
-    let Spec { image, command, env, volumes, parameters, process, docker, kubernetes, .. } = spec;
+    let Spec {
+        image, command, env, volumes, parameters, process, docker, kubernetes, qemu, ..
+    } = spec;
     for (index, argument) in command.iter_mut().enumerate() {
         each(&["instance", "command", &index.to_string()], argument, &host::RESERVED);
     }
@@ -231,7 +237,7 @@ fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, 
     for (label, value) in &mut kubernetes.node_selector {
         each(&["instance", "kubernetes", "node_selector", label], value, &[]);
     }
-    let single: [(&[&str], &mut Option<String>); 12] = [
+    let single: [(&[&str], &mut Option<String>); 16] = [
         (&["instance", "image"], image),
         (&["instance", "process", "directory"], &mut process.directory),
         (&["instance", "docker", "container"], &mut docker.container),
@@ -244,6 +250,10 @@ fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, 
         (&["instance", "kubernetes", "runtime_class"], &mut kubernetes.runtime_class),
         (&["instance", "kubernetes", "user"], &mut kubernetes.user),
         (&["instance", "kubernetes", "storage_class"], &mut kubernetes.storage_class),
+        (&["instance", "qemu", "kernel"], &mut qemu.kernel),
+        (&["instance", "qemu", "initrd"], &mut qemu.initrd),
+        (&["instance", "qemu", "append"], &mut qemu.append),
+        (&["instance", "qemu", "disk"], &mut qemu.disk),
     ];
     for (path, text) in single {
         if let Some(text) = text {

@@ -7,7 +7,7 @@ use std::{fs, path::Path, time::Duration};
 use dormouse::{
     config::{
         AdminAddress, ClientAuth, CommandConfig, Config, DockerConfig, DockerEndpoint, DockerTls,
-        EngineConfig, FlyConfig, GetBody, KubernetesConfig, TlsVersion, Underscores,
+        EngineConfig, FlyConfig, GetBody, KubernetesConfig, QemuConfig, TlsVersion, Underscores,
     },
     route::{EngineKind, Route, RouteError, load_dir},
     schema::{SchemaFile, reference},
@@ -185,7 +185,7 @@ kind = "dokcer"
         "dormouse.toml:8:9: `30 potatoes` is no duration, expected a duration such as \"30s\", \
          \"15m\" or \"2h\"",
         "dormouse.toml:10:8: unknown value `dokcer`; did you mean `docker`? known: `process`, \
-         `docker`, `command`, `fly`, `kubernetes`",
+         `docker`, `command`, `fly`, `kubernetes`, `qemu`",
     ];
     assert_eq!(errors(text), expected);
 }
@@ -325,6 +325,52 @@ fly.app = "x"
         "dormouse.toml:12:1: `fly` is for kind = \"fly\" only",
     ];
     assert_eq!(errors(&text.replace("token = \"x\"\n", "")), expected);
+}
+
+#[test]
+fn virtual_machines_are_an_engine() {
+    let arch = std::env::consts::ARCH;
+    let text = r#"
+[engines.plain]
+kind = "qemu"
+[engines.set]
+kind = "qemu"
+call_timeout = "5s"
+[engines.set.qemu]
+program = "/opt/qemu/bin/qemu"
+image_program = "/opt/qemu/bin/img"
+kvm = false
+"#;
+    let config = parse(text).unwrap();
+    let plain = QemuConfig {
+        program: format!("qemu-system-{arch}").into(),
+        image_program: "qemu-img".into(),
+        kvm: None,
+        call_timeout: Duration::from_secs(60),
+    };
+    let set = QemuConfig {
+        program: "/opt/qemu/bin/qemu".into(),
+        image_program: "/opt/qemu/bin/img".into(),
+        kvm: Some(false),
+        call_timeout: Duration::from_secs(5),
+    };
+    assert_eq!(config.engines["plain"], EngineConfig::Qemu(plain));
+    assert_eq!(config.engines["set"], EngineConfig::Qemu(set));
+
+    let route = |more: &str| {
+        let text = format!("host = \"a.b\"\nengine = \"plain\"\n{more}\n");
+        let parsed = Route::parse("a", Path::new("a.toml"), &text, &config.engine_kinds());
+        parsed.map(drop).map_err(|errors| errors[0].to_string())
+    };
+    let boots = "instance.qemu.kernel = \"vmlinuz\"";
+    assert_eq!(
+        route(&format!("{boots}\ninstance.isolation = \"vm\"\nready.probe = \"http\"")),
+        Ok(())
+    );
+    let error = route(boots).unwrap_err();
+    assert!(error.contains("accepts for a guest that does not listen yet"), "{error}");
+    let error = route("ready.probe = \"http\"").unwrap_err();
+    assert!(error.contains("nothing says what the machine boots"), "{error}");
 }
 
 #[test]

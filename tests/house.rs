@@ -75,6 +75,7 @@ const HOUSE: &[Rule] = &[
             "engine::fly",
             "engine::kubernetes",
             "engine::process",
+            "engine::qemu",
             "pingora",
             "notify",
             "bollard",

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use crate::{
     config::{
         CommandConfig, Config, DockerConfig, DockerEndpoint, EngineConfig, FlyConfig,
-        KubernetesConfig,
+        KubernetesConfig, QemuConfig,
     },
     engine::{
         Engine, Error,
@@ -14,6 +14,7 @@ use crate::{
         fly::{self, Fly},
         kubernetes::{self, Kubernetes},
         process::Process,
+        qemu::{self, Qemu},
     },
 };
 
@@ -35,6 +36,10 @@ pub(super) fn build(
         EngineConfig::Fly(fly) => Arc::new(Fly::new(fly_config(fly)?)?),
         EngineConfig::Kubernetes(kubernetes) => {
             Arc::new(Kubernetes::new(kubernetes_config(kubernetes)))
+        }
+        EngineConfig::Qemu(qemu) => {
+            let state = config.paths.state.join("engines").join(name);
+            Arc::new(Qemu::new(qemu_config(qemu, state, config.base.clone()))?)
         }
         EngineConfig::Docker(docker) => Arc::new(Docker::new(docker_config(docker))?),
     })
@@ -70,6 +75,11 @@ fn kubernetes_config(config: &KubernetesConfig) -> kubernetes::Config {
     let KubernetesConfig { kubeconfig, context, namespace, owner, call_timeout, start_timeout } =
         config.clone();
     kubernetes::Config { kubeconfig, context, namespace, owner, call_timeout, start_timeout }
+}
+
+fn qemu_config(config: &QemuConfig, state: PathBuf, base: PathBuf) -> qemu::Config {
+    let QemuConfig { program, image_program, kvm, call_timeout } = config.clone();
+    qemu::Config { program, image_program, kvm, state, base, call_timeout }
 }
 
 fn docker_config(config: &DockerConfig) -> docker::Config {

@@ -3,6 +3,7 @@
 mod command;
 mod fly;
 mod kubernetes;
+mod qemu;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use command::CommandTable;
 pub(crate) use fly::FlyTable;
 pub(crate) use kubernetes::KubernetesTable;
-pub use {command::CommandConfig, fly::FlyConfig, kubernetes::KubernetesConfig};
+pub(crate) use qemu::QemuTable;
+pub use {command::CommandConfig, fly::FlyConfig, kubernetes::KubernetesConfig, qemu::QemuConfig};
 
 use crate::route::{EngineKind, text::DurationText};
 
@@ -22,7 +24,7 @@ use crate::route::{EngineKind, text::DurationText};
 pub(crate) struct EngineTable {
     /// `"process"`: a command per session on this machine. `"docker"`: containers of a Docker
     /// daemon. `"command"`: whatever a program of your own starts. `"fly"`: machines of a Fly app.
-    /// `"kubernetes"`: Pods of a cluster.
+    /// `"kubernetes"`: Pods of a cluster. `"qemu"`: virtual machines on this one.
     pub(crate) kind: KindWord,
     /// The most instances that are awake, waking or stopping at once; `limits.when_full` of a route
     /// says what becomes of one more. Default: as many as come.
@@ -34,6 +36,8 @@ pub(crate) struct EngineTable {
     pub(crate) fly: Option<FlyTable>,
     /// For `kind = "kubernetes"`.
     pub(crate) kubernetes: Option<KubernetesTable>,
+    /// For `kind = "qemu"`.
+    pub(crate) qemu: Option<QemuTable>,
     /// Where the Docker daemon is: `unix:///path`, `tcp://HOST:PORT`, `https://HOST:PORT` (TLS) or
     /// `ssh://[USER@]HOST[:PORT]`. Default: `DOCKER_HOST` (with `DOCKER_TLS_VERIFY` and
     /// `DOCKER_CERT_PATH`), else `unix:///var/run/docker.sock`.
@@ -61,6 +65,7 @@ pub(crate) enum KindWord {
     Command,
     Fly,
     Kubernetes,
+    Qemu,
 }
 
 impl EngineTable {
@@ -72,6 +77,7 @@ impl EngineTable {
             command: None,
             fly: None,
             kubernetes: None,
+            qemu: None,
             endpoint: None,
             tls_ca: None,
             tls_cert: None,
@@ -95,6 +101,8 @@ pub enum EngineConfig {
     Fly(FlyConfig),
     /// Pods of a Kubernetes cluster.
     Kubernetes(KubernetesConfig),
+    /// Virtual machines on this host.
+    Qemu(QemuConfig),
 }
 
 /// `[engines.NAME]` with `kind = "docker"`.
@@ -142,6 +150,7 @@ impl EngineConfig {
             Self::Process => EngineKind::Process,
             Self::Docker(_) => EngineKind::Docker,
             Self::Kubernetes(_) => EngineKind::Kubernetes,
+            Self::Qemu(_) => EngineKind::Qemu,
             Self::Command(command) => EngineKind::Command(command.depths),
             Self::Fly(_) => EngineKind::Fly,
         }

@@ -10,7 +10,6 @@
 
 mod family;
 mod log;
-mod port;
 mod record;
 mod signal;
 mod spawn;
@@ -34,12 +33,11 @@ use tokio_util::{
 
 use self::{
     family::{Marked, Motion, ProcessId},
-    port::Port,
     record::{Folder, Record},
     signal::Target,
     spawn::{Bind, Spawn},
 };
-use super::{Engine, EngineEvent, Error, Instance, Life, Started};
+use super::{Engine, EngineEvent, Error, Instance, Life, Started, port::Port};
 use crate::session::{Depth, Generation, Listen, SessionId, Spec};
 
 /// Events that a slow subscriber may be behind; then it is told to list everything.

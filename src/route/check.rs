@@ -147,6 +147,10 @@ impl Check<'_> {
                 }
             }
         }
+        if probe == ProbeWord::Tcp && self.kind == Some(EngineKind::Qemu) {
+            let wrong = "QEMU accepts for a guest that does not listen yet";
+            self.found.value(&["ready", "probe"], wrong).hint = Some("use probe = \"http\"".into());
+        }
         if status.is_some_and(|status| !(100..=599).contains(&status)) {
             self.found.value(&["ready", "status"], "not an HTTP status, expected 100 to 599");
         }

@@ -1,10 +1,11 @@
 //! What an instance is made from: a route's `[instance]` tables with every capture filled in.
 
 mod kubernetes;
+mod qemu;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-pub use kubernetes::KubernetesSpec;
+pub use {kubernetes::KubernetesSpec, qemu::QemuSpec};
 
 /// One instance's template. An engine reads the common part and its own kind's part.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -33,6 +34,8 @@ pub struct Spec {
     pub docker: DockerSpec,
     /// What the Kubernetes engine alone knows.
     pub kubernetes: KubernetesSpec,
+    /// What the QEMU engine alone knows.
+    pub qemu: QemuSpec,
 }
 
 impl fmt::Debug for Spec {

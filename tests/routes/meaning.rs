@@ -5,8 +5,8 @@ use std::time::Duration;
 use dormouse::{
     route::{Protocol, RouteTable, WakeOn},
     session::{
-        Depth, DockerSpec, KubernetesSpec, Listen, Policy, Probe, ProcessSpec, Rung, Spec,
-        UpstreamTls,
+        Depth, DockerSpec, KubernetesSpec, Listen, Policy, Probe, ProcessSpec, QemuSpec, Rung,
+        Spec, UpstreamTls,
     },
 };
 
@@ -71,6 +71,15 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         volume_size: 2 << 30,
         grace: Duration::from_secs(4),
     };
+    let qemu = QemuSpec {
+        kernel: some("vmlinuz"),
+        initrd: some("initrd-alice"),
+        append: some("quiet session=alice"),
+        disk: some("desk.img"),
+        disk_format: "raw".to_owned(),
+        outbound: true,
+        grace: Duration::from_secs(6),
+    };
     let env = [("SESSION", "alice"), ("WHERE", "{host}:{port}")];
     let expected = Spec {
         image: some("desk:alice"),
@@ -85,6 +94,7 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         process,
         docker,
         kubernetes,
+        qemu,
     };
     assert_eq!(plan.spec, expected);
     assert_eq!(plan.probe, Probe::Http { path: "/ready?of=alice".into(), status: Some(204) });

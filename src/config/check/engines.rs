@@ -3,6 +3,7 @@
 mod command;
 mod fly;
 mod kubernetes;
+mod qemu;
 
 use std::{
     collections::BTreeMap,
@@ -64,6 +65,7 @@ impl Check<'_> {
                 KindWord::Fly => EngineConfig::Fly(self.fly(&name, table)),
                 KindWord::Command => EngineConfig::Command(self.command(&name, table)),
                 KindWord::Kubernetes => EngineConfig::Kubernetes(self.kubernetes(&name, table)),
+                KindWord::Qemu => EngineConfig::Qemu(self.qemu(&name, table)),
             };
             engines.insert(name, engine);
         }
@@ -71,8 +73,8 @@ impl Check<'_> {
     }
 
     fn of_other_kinds(&mut self, name: &str, table: &EngineTable) {
-        use KindWord::{Command, Docker, Fly, Kubernetes};
-        let keys: [(&str, bool, &[KindWord], &str); 9] = [
+        use KindWord::{Command, Docker, Fly, Kubernetes, Qemu};
+        let keys: [(&str, bool, &[KindWord], &str); 10] = [
             ("endpoint", table.endpoint.is_some(), &[Docker], "\"docker\""),
             ("tls_ca", table.tls_ca.is_some(), &[Docker], "\"docker\""),
             ("tls_cert", table.tls_cert.is_some(), &[Docker], "\"docker\""),
@@ -86,11 +88,12 @@ impl Check<'_> {
             (
                 "call_timeout",
                 table.call_timeout.is_some(),
-                &[Docker, Command, Fly, Kubernetes],
-                "\"docker\", \"command\", \"fly\" or \"kubernetes\"",
+                &[Docker, Command, Fly, Kubernetes, Qemu],
+                "\"docker\", \"command\", \"fly\", \"kubernetes\" or \"qemu\"",
             ),
             ("fly", table.fly.is_some(), &[Fly], "\"fly\""),
             ("command", table.command.is_some(), &[Command], "\"command\""),
+            ("qemu", table.qemu.is_some(), &[Qemu], "\"qemu\""),
             ("kubernetes", table.kubernetes.is_some(), &[Kubernetes], "\"kubernetes\""),
         ];
         for (key, is_there, kinds, said) in keys {

@@ -12,10 +12,9 @@ use process_wrap::std::{CommandWrap, ProcessSession};
 use super::{
     family::{ADDRESS, GENERATION, OWNER, ProcessId, SESSION},
     log,
-    port::Port,
 };
 use crate::{
-    engine::Error,
+    engine::{Error, port::Port},
     session::{Generation, SessionId, Spec},
 };
 

@@ -33,6 +33,7 @@ impl Check<'_> {
             process,
             docker,
             kubernetes,
+            qemu,
         } = table;
         let mut spec = Spec {
             image,
@@ -47,6 +48,7 @@ impl Check<'_> {
             parameters: parameters.into_iter().map(|(name, value)| (name, value.0)).collect(),
             process: process_spec(process),
             docker: self.docker(docker),
+            qemu: qemu.into(),
         };
         for (key, is_zero) in [("port", port == Some(0)), ("pids", pids == Some(0))] {
             if is_zero {
@@ -89,6 +91,11 @@ impl Check<'_> {
                             instance.docker.label for one that exists";
                 self.found.value(&["instance", "image"], "nothing says which container").hint =
                     Some(hint.into());
+            }
+            Some(EngineKind::Qemu) if spec.qemu.kernel.is_none() && spec.qemu.disk.is_none() => {
+                let wrong = "nothing says what the machine boots";
+                self.found.value(&["instance", "qemu"], wrong).hint =
+                    Some("set instance.qemu.kernel or instance.qemu.disk".into());
             }
             Some(EngineKind::Kubernetes) if spec.image.is_none() => {
                 let wrong = "nothing says what the Pod runs: set instance.image";

@@ -1,6 +1,7 @@
 //! `[instance]`: what an instance is made from, and what one kind of engine alone knows of it.
 
 mod kubernetes;
+mod qemu;
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
@@ -10,7 +11,7 @@ use serde::{
     de::{Error, Visitor},
 };
 
-pub(crate) use kubernetes::KubernetesTable;
+pub(crate) use {kubernetes::KubernetesTable, qemu::QemuTable};
 
 use crate::route::text::{DurationText, Secret, SizeText};
 
@@ -53,6 +54,8 @@ pub(crate) struct InstanceTable {
     pub(crate) docker: DockerTable,
     /// What the Kubernetes engine alone knows. Checked, and not used by other engines.
     pub(crate) kubernetes: KubernetesTable,
+    /// What the QEMU engine alone knows. Checked, and not used by other engines.
+    pub(crate) qemu: QemuTable,
 }
 
 /// Weakest first.

@@ -1,0 +1,265 @@
+//! What a session's machine leaves on disk, and whether it lives.
+//!
+//! A machine's process has a lock on a file of its folder from its first moment to its last, as its
+//! standard input: so no pid is ever believed, and an edge may die at any point.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    engine::{Health, Instance, InstanceState, Life},
+    session::{Depth, Generation, SessionId},
+};
+
+/// The session's own disk, over the base image.
+pub(super) const DISK: &str = "disk.qcow2";
+/// The monitor's socket.
+pub(super) const MONITOR: &str = "monitor";
+/// Where memory goes out and comes in.
+pub(super) const CHANNEL: &str = "channel";
+/// Written by the machine's process.
+pub(super) const PID: &str = "pid";
+/// What the guest finds as `opt/dormouse/env`.
+pub(super) const ENVIRONMENT: &str = "environment";
+/// A suspended machine's memory, whole.
+pub(super) const MEMORY: &str = "memory";
+const MEMORY_PART: &str = "memory.part";
+const SAVED: &str = "memory.json";
+const RECORD: &str = "machine.json";
+const LOCK: &str = "lock";
+/// What a unix socket's address holds, without the final zero.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// What outlives the edge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) session: String,
+    pub(super) generation: u64,
+    /// Of its latest process, dead or alive.
+    pub(super) life: String,
+    /// On 127.0.0.1.
+    pub(super) port: u16,
+    /// By us.
+    pub(super) paused: bool,
+    /// Of the machine as it was started, for when its route is another one.
+    pub(super) fingerprint: String,
+    /// Its memory's size in bytes.
+    pub(super) memory: u64,
+    /// What its disk lies over.
+    pub(super) base: Option<Base>,
+    /// Of the route that started it, for when that route is gone.
+    pub(super) grace_ms: u64,
+}
+
+/// A base image as it was when a disk was laid over it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Base {
+    pub(super) path: PathBuf,
+    length: u64,
+    modified_ns: u64,
+}
+
+impl Base {
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        let is = fs::metadata(path)?;
+        let modified = is.modified()?.duration_since(std::time::UNIX_EPOCH);
+        let modified_ns =
+            modified.ok().and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or(0);
+        Ok(Self { path: path.to_owned(), length: is.len(), modified_ns })
+    }
+}
+
+/// A memory that was written to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Saved {
+    /// Of the machine that wrote it.
+    pub(super) fingerprint: String,
+    pub(super) length: u64,
+}
+
+impl Record {
+    pub(super) fn life(&self) -> Life {
+        Life::new(self.life.as_str())
+    }
+}
+
+/// One machine's.
+#[derive(Clone, Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// Short, as a socket's path must be.
+    pub(super) fn of(root: &Path, session: &SessionId) -> Self {
+        let digest = Sha256::digest(session.host());
+        let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Self { path: root.join(name) }
+    }
+
+    pub(super) fn all(root: &Path) -> io::Result<Vec<Self>> {
+        fs::read_dir(root)?.map(|entry| Ok(Self { path: entry?.path() })).collect()
+    }
+
+    /// For nobody else to read: memory and disks hold what the session did.
+    pub(super) fn create(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.file(name).exists()
+    }
+
+    pub(super) fn fits_sockets(&self) -> bool {
+        self.file(CHANNEL).as_os_str().len().max(self.file(MONITOR).as_os_str().len())
+            <= SOCKET_PATH_MAX
+    }
+
+    /// The next machine's. Waits for those who only look, so no machine may live.
+    pub(super) fn lock(&self) -> io::Result<File> {
+        let file = private().create(true).truncate(false).open(self.file(LOCK))?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    pub(super) fn is_alive(&self) -> io::Result<bool> {
+        let file = match File::open(self.file(LOCK)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file?,
+        };
+        // Shared: two who look at once do not take each other for a machine.
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// The living machine's process; `None` where there is none.
+    pub(super) fn process(&self) -> io::Result<Option<OwnedFd>> {
+        let pid = fs::read_to_string(self.file(PID)).ok().and_then(|text| text.trim().parse().ok());
+        let Some(pid) = pid.and_then(Pid::from_raw) else { return Ok(None) };
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(None) };
+        // Who lives now wrote this pid, and had it when the process was opened.
+        Ok(self.is_alive()?.then_some(process))
+    }
+
+    pub(super) fn record(&self) -> io::Result<Option<Record>> {
+        read(&self.file(RECORD))
+    }
+
+    pub(super) fn save(&self, record: &Record) -> io::Result<()> {
+        self.write(RECORD, record)
+    }
+
+    /// A memory that is whole, as far as can be seen from outside.
+    pub(super) fn saved(&self) -> io::Result<Option<Saved>> {
+        let saved: Option<Saved> = read(&self.file(SAVED))?;
+        let length = fs::metadata(self.file(MEMORY)).map_or(0, |is| is.len());
+        Ok(saved.filter(|saved| saved.length == length))
+    }
+
+    /// Where memory is written to until it is whole.
+    pub(super) fn memory_part(&self) -> io::Result<File> {
+        private().create(true).truncate(true).open(self.file(MEMORY_PART))
+    }
+
+    /// The part, written and synced, becomes the memory.
+    pub(super) fn keep_memory(&self, saved: &Saved) -> io::Result<()> {
+        fs::rename(self.file(MEMORY_PART), self.file(MEMORY))?;
+        self.write(SAVED, saved)?;
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// First what says that it is whole.
+    pub(super) fn forget_memory(&self) -> io::Result<()> {
+        self.forget(&[SAVED, MEMORY, MEMORY_PART])
+    }
+
+    pub(super) fn forget(&self, names: &[&str]) -> io::Result<()> {
+        for name in names {
+            gone_is_fine(fs::remove_file(self.file(name)))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove(&self) -> io::Result<()> {
+        gone_is_fine(fs::remove_dir_all(&self.path))
+    }
+
+    /// What `list` says of it; `None` where nothing is left.
+    pub(super) fn instance(&self) -> io::Result<Option<Instance>> {
+        let Some(record) = self.record()? else { return Ok(None) };
+        let (life, state) = if self.is_alive()? {
+            let awake = InstanceState::Running(Health::Unchecked);
+            let state = if record.paused { InstanceState::Asleep(Depth::Paused) } else { awake };
+            (Some(record.life()), state)
+        } else if self.saved()?.is_some() {
+            (None, InstanceState::Asleep(Depth::Suspended))
+        } else if self.has(DISK) {
+            (None, InstanceState::Asleep(Depth::Stopped))
+        } else {
+            return Ok(None);
+        };
+        let session = SessionId::new(record.session);
+        Ok(Some(Instance { session, generation: Generation(record.generation), life, state }))
+    }
+
+    pub(super) fn write_private(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        io::Write::write_all(
+            &mut private().create(true).truncate(true).open(self.file(name))?,
+            bytes,
+        )
+    }
+
+    fn write(&self, name: &str, what: &impl Serialize) -> io::Result<()> {
+        let fresh = format!("{name}.part");
+        self.write_private(&fresh, &serde_json::to_vec_pretty(what)?)?;
+        File::open(self.file(&fresh))?.sync_all()?;
+        fs::rename(self.file(&fresh), self.file(name))
+    }
+}
+
+fn private() -> OpenOptions {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(text) => Ok(serde_json::from_slice(&text)
+            .inspect_err(|error| {
+                tracing::warn!(path = %path.display(), %error, "nobody can read this file");
+            })
+            .ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

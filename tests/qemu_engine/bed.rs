@@ -1,0 +1,183 @@
+//! One test's machines.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use dormouse::{
+    engine::{
+        Engine as _,
+        qemu::{Config, Qemu},
+    },
+    session::{Address, Depth, Generation, QemuSpec, SessionId, Spec},
+};
+use tempfile::TempDir;
+
+pub(crate) const G1: Generation = Generation(1);
+pub(crate) const G2: Generation = Generation(2);
+
+/// Longer than a boot takes on a busy machine without KVM.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A state folder, and an image beside it.
+pub(crate) struct Bed {
+    folder: PathBuf,
+    _temporary: Option<TempDir>,
+}
+
+impl Bed {
+    pub(crate) fn new() -> Self {
+        // Short: sockets are in there.
+        let temporary = tempfile::Builder::new().prefix("vm").tempdir_in("/tmp").unwrap();
+        let mut bed = Self::in_folder(temporary.path());
+        bed._temporary = Some(temporary);
+        bed
+    }
+
+    pub(crate) fn in_folder(folder: &Path) -> Self {
+        fs::write(folder.join("base.img"), vec![0; 1 << 20]).unwrap();
+        Self { folder: folder.to_owned(), _temporary: None }
+    }
+
+    pub(crate) fn engine(&self) -> Qemu {
+        self.engine_of("qemu-system-x86_64")
+    }
+
+    pub(crate) fn engine_of(&self, program: &str) -> Qemu {
+        Qemu::new(Config {
+            program: program.into(),
+            image_program: "qemu-img".into(),
+            kvm: None,
+            state: self.folder.join("state"),
+            base: self.folder.clone(),
+            call_timeout: Duration::from_secs(60),
+        })
+        .unwrap()
+    }
+
+    pub(crate) fn disk(&self) -> String {
+        self.folder.join("base.img").display().to_string()
+    }
+
+    /// Of the one machine that there is.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        let mut folders = fs::read_dir(self.folder.join("state/qemu")).unwrap();
+        folders.next().expect("a machine").unwrap().path().join(name)
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.file(name).exists()
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = fs::read_to_string(self.file("pid")).unwrap();
+        let kill = Command::new("kill").arg(format!("-{signal}")).arg(pid.trim()).status();
+        assert!(kill.unwrap().success());
+    }
+
+    pub(crate) async fn end(&self, engine: &Qemu) {
+        for instance in engine.list().await.unwrap() {
+            engine.sleep(&instance.session, &spec(), None, Depth::Removed).await.unwrap();
+        }
+    }
+}
+
+impl Drop for Bed {
+    /// A test that failed leaves machines running.
+    fn drop(&mut self) {
+        let folders = fs::read_dir(self.folder.join("state/qemu")).into_iter().flatten();
+        for folder in folders.flatten() {
+            let Ok(pid) = fs::read_to_string(folder.path().join("pid")) else { continue };
+            let command = fs::read_to_string(format!("/proc/{}/cmdline", pid.trim()));
+            if command.is_ok_and(|command| command.starts_with("qemu-system")) {
+                let _ = Command::new("kill").arg("-KILL").arg(pid.trim()).status();
+            }
+        }
+    }
+}
+
+/// A file system of its own that is soon full.
+pub(crate) struct Tmpfs(TempDir);
+
+impl Tmpfs {
+    pub(crate) fn mount(size: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("vm").tempdir_in("/tmp").unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(folder.path())
+            .status();
+        assert!(mount.unwrap().success(), "a test of a full disk needs root");
+        Self(folder)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+/// Debian's kernel with busybox: `scripts/vm-image`.
+fn image() -> &'static Path {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = root.join("target/vm");
+        let made = Command::new(root.join("scripts/vm-image")).arg(&folder).output().unwrap();
+        let why = String::from_utf8_lossy(&made.stderr).into_owned();
+        assert!(made.status.success(), "no machine to boot, so no test of QEMU ran: {why}");
+        folder
+    })
+}
+
+pub(crate) fn alice() -> SessionId {
+    SessionId::new("alice.test")
+}
+
+pub(crate) fn spec() -> Spec {
+    let file = |name: &str| Some(image().join(name).display().to_string());
+    let qemu = QemuSpec {
+        kernel: file("vmlinuz"),
+        initrd: file("initrd"),
+        append: Some("console=ttyS0 quiet panic=-1".into()),
+        grace: Duration::from_secs(20),
+        ..QemuSpec::default()
+    };
+    Spec { memory: Some(128 << 20), qemu, ..Spec::default() }
+}
+
+/// With no time to hear of the power button.
+pub(crate) fn hasty() -> Spec {
+    let qemu = QemuSpec { grace: Duration::from_millis(100), ..spec().qemu };
+    Spec { qemu, ..spec() }
+}
+
+pub(crate) fn with_disk(spec: Spec, image: String) -> Spec {
+    let (disk, disk_format) = (Some(image), "raw".to_owned());
+    Spec { qemu: QemuSpec { disk, disk_format, ..spec.qemu }, ..spec }
+}
+
+/// What the guest answers, once it does.
+pub(crate) async fn get(address: &Address, page: &str) -> String {
+    let Address::Tcp(address) = address else { panic!("{address} is no TCP address") };
+    let url = format!("http://{address}/cgi-bin/{page}");
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let answer = async {
+        loop {
+            let sent = client.get(&url).timeout(Duration::from_secs(10)).send().await;
+            match sent.and_then(reqwest::Response::error_for_status) {
+                Ok(answer) => return answer.text().await.unwrap().trim().to_owned(),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, answer).await.expect("the guest answers")
+}

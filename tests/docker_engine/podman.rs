@@ -24,6 +24,8 @@ use crate::{
 /// A Podman service of a test's own, with its own storage, bridge and containers, gone when dropped.
 struct Podman {
     folder: PathBuf,
+    /// Podman refuses more than 50 characters here, and a clone may lie deep.
+    run: PathBuf,
     service: Child,
     /// Its addresses, as CIDR.
     subnet: String,
@@ -41,13 +43,15 @@ impl Podman {
         let rigs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/rig");
         let folder = rigs.join(format!("podman-{name}-{process}"));
         fs::create_dir_all(folder.join("net")).unwrap();
-        let at = folder.display();
+        let run = PathBuf::from(format!("/run/dmpod-{process}"));
+        fs::create_dir_all(&run).unwrap();
+        let (at, at_run) = (folder.display(), run.display());
         // crun refuses this kind of machine's hybrid cgroups; without systemd there is no journal.
         // Podman's own limits of open files and processes are more than a container may have here.
         let settings = format!(
             "[containers]\ndefault_ulimits = [\"nofile=4096:4096\", \"nproc=4096:4096\"]\n\
              [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\n\
-             events_logger = \"file\"\ntmp_dir = \"{at}/tmp\"\n\
+             events_logger = \"file\"\ntmp_dir = \"{at_run}/tmp\"\n\
              [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{at}/net\"\n"
         );
         fs::write(folder.join("containers.conf"), settings).unwrap();
@@ -57,14 +61,14 @@ impl Podman {
         fs::write(folder.join("net/podman.json"), network(&bridge, &subnet)).unwrap();
         // The bridge goes with its last container: nothing may leave this machine then.
         ip(&["route", "replace", "unreachable", &subnet, "metric", "9999"]);
-        let service = podman(&folder)
+        let service = podman(&folder, &run)
             .args(["system", "service", "--time", "0"])
-            .arg(format!("unix://{at}/podman.sock"))
+            .arg(format!("unix://{at_run}/podman.sock"))
             .stderr(fs::File::create(folder.join("log")).unwrap())
             .stdout(Stdio::null())
             .spawn()
             .expect("apt-get install podman netavark");
-        let podman = Self { folder, service, subnet, bridge, _alone: alone };
+        let podman = Self { folder, run, service, subnet, bridge, _alone: alone };
         let deadline = Instant::now() + PATIENCE;
         while !podman.docker(&["version"]).status.success() {
             assert!(Instant::now() < deadline, "no Podman: {}", podman.log());
@@ -77,7 +81,7 @@ impl Podman {
     }
 
     fn endpoint(&self) -> String {
-        format!("unix://{}/podman.sock", self.folder.display())
+        format!("unix://{}/podman.sock", self.run.display())
     }
 
     fn docker(&self, arguments: &[&str]) -> Output {
@@ -92,11 +96,16 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        let _ = podman(&self.folder).args(["rm", "--all", "--force", "--time", "0"]).output();
-        let _ = podman(&self.folder).args(["system", "prune", "--force", "--volumes"]).output();
+        let _ = podman(&self.folder, &self.run)
+            .args(["rm", "--all", "--force", "--time", "0"])
+            .output();
+        let _ = podman(&self.folder, &self.run)
+            .args(["system", "prune", "--force", "--volumes"])
+            .output();
         let _ = self.service.kill();
         let _ = self.service.wait();
         let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.run);
         ip(&["link", "delete", &self.bridge]);
         ip(&["route", "delete", "unreachable", &self.subnet, "metric", "9999"]);
     }
@@ -117,14 +126,14 @@ fn ip(arguments: &[&str]) {
     Command::new("ip").args(arguments).output().expect("apt-get install iproute2");
 }
 
-fn podman(folder: &Path) -> Command {
+fn podman(folder: &Path, run: &Path) -> Command {
     let mut podman = Command::new("podman");
     podman
         .env("CONTAINERS_CONF", folder.join("containers.conf"))
         .arg("--root")
         .arg(folder.join("root"))
         .arg("--runroot")
-        .arg(folder.join("run"));
+        .arg(run.join("run"));
     podman
 }
 

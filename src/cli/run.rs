@@ -13,7 +13,7 @@ use crate::{app, config::Config};
 /// request is logged by our own edge.
 const LOG: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::apps=off,\
                    pingora_core::connectors=off,pingora_core::server::transfer_fd=off,\
-                   pingora_pool=error";
+                   pingora_pool=error,qapi=error";
 
 /// Runs the edge, in the foreground, until SIGTERM or Ctrl-C.
 ///

@@ -420,11 +420,10 @@ impl Shared {
         process::end(folder, Duration::ZERO).await
     }
 
-    /// Its disk stays.
+    /// Its disk and its record stay.
     async fn stop(&self, folder: &Folder, record: &Record) -> Result<(), Error> {
         process::end(folder, grace(record)).await?;
-        let left = if folder.has(DISK) { folder.forget_memory() } else { folder.remove() };
-        left.map_err(|e| disk(folder, &e))
+        folder.forget_memory().map_err(|e| disk(folder, &e))
     }
 
     /// From here on the machine's end is told.

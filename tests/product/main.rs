@@ -24,6 +24,7 @@ mod headers;
 mod hold;
 mod life;
 mod limits;
+mod parity;
 mod proxies;
 mod routes;
 mod signals;

@@ -147,7 +147,7 @@ impl Edge {
             .env(
                 "RUST_LOG",
                 "info,dormouse=debug,pingora_proxy=off,pingora_core=error,pingora_core::apps=off,\
-                 pingora_core::connectors=off,pingora_core::server::transfer_fd=off,pingora_pool=error",
+                 pingora_core::connectors=off,pingora_core::server::transfer_fd=off,pingora_pool=error,qapi=error",
             )
             .env("NO_COLOR", "1")
             .envs(self.trusted().map(|file| ("SSL_CERT_FILE", file)))

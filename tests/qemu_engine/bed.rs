@@ -10,7 +10,7 @@ use std::{
 
 use dormouse::{
     engine::{
-        Engine as _,
+        Engine as _, InstanceState,
         qemu::{Config, Qemu},
     },
     session::{Address, Depth, Generation, QemuSpec, SessionId, Spec},
@@ -77,6 +77,13 @@ impl Bed {
         let pid = fs::read_to_string(self.file("pid")).unwrap();
         let kill = Command::new("kill").arg(format!("-{signal}")).arg(pid.trim()).status();
         assert!(kill.unwrap().success());
+    }
+
+    /// The one machine that there is neither runs nor has a memory to go on with.
+    pub(crate) async fn is_off(&self, engine: &Qemu) {
+        let listed = engine.list().await.unwrap();
+        let states: Vec<_> = listed.iter().map(|one| (one.state, one.life.is_none())).collect();
+        assert_eq!(states, [(InstanceState::Asleep(Depth::Stopped), true)]);
     }
 
     pub(crate) async fn end(&self, engine: &Qemu) {

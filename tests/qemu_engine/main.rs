@@ -39,27 +39,31 @@ async fn what_a_guest_remembers_goes_on_from_a_pause_and_from_a_file() {
     let (bed, alice) = (Bed::new(), alice());
     let engine = bed.engine();
     let spec = Spec { env: [("A".to_owned(), "b c".to_owned())].into(), ..spec() };
+    // On a busy machine an answer may be lost, and what was counted is asked for again.
+    let count =
+        async |started: &Started| -> u32 { get(&started.address, "count").await.parse().unwrap() };
     let first = engine.start(&alice, &spec, G1).await.unwrap();
-    assert_eq!(get(&first.address, "count").await, "1");
+    let counted = count(&first).await;
     assert_eq!(get(&first.address, "session").await, "alice.test");
     assert_eq!(get(&first.address, "env").await, "A=b c");
 
     engine.sleep(&alice, &spec, Some(&first.life), Depth::Paused).await.unwrap();
     let again = engine.start(&alice, &spec, G1).await.unwrap();
     assert_eq!(again, first);
-    assert_eq!(get(&again.address, "count").await, "2");
+    let paused = count(&again).await;
+    assert!(counted < paused, "{counted} {paused}");
 
     engine.sleep(&alice, &spec, Some(&first.life), Depth::Suspended).await.unwrap();
     let asleep = engine.inspect(&alice, &spec).await.unwrap().unwrap();
     assert_eq!(asleep.state, InstanceState::Asleep(Depth::Suspended));
     assert!(bed.has("memory"));
     let third = engine.start(&alice, &spec, G2).await.unwrap();
-    assert_eq!(get(&third.address, "count").await, "3");
+    assert!(paused < count(&third).await, "its memory was not that of before");
     assert!(!bed.has("memory"), "it fits the disk no more");
 
     engine.sleep(&alice, &spec, Some(&third.life), Depth::Stopped).await.unwrap();
     let fourth = engine.start(&alice, &spec, G2).await.unwrap();
-    assert_eq!(get(&fourth.address, "count").await, "1");
+    assert!(count(&fourth).await < paused, "it was booted");
     bed.end(&engine).await;
 }
 
@@ -151,7 +155,7 @@ async fn a_machine_outlives_its_edge_and_the_next_one_finds_it() {
     let mut events = engine.events();
     bed.signal("KILL");
     assert_eq!(events.next().await, Some(EngineEvent::Changed(alice)));
-    assert_eq!(engine.list().await.unwrap(), []);
+    bed.is_off(&engine).await;
 }
 
 /// Its process does not even answer its monitor.
@@ -162,7 +166,7 @@ async fn a_machine_that_is_stuck_is_killed() {
     let first = engine.start(&alice, &spec(), G1).await.unwrap();
     bed.signal("STOP");
     engine.sleep(&alice, &spec(), Some(&first.life), Depth::Paused).await.unwrap();
-    assert_eq!(engine.inspect(&alice, &spec()).await.unwrap(), None);
+    bed.is_off(&engine).await;
     contract::refuses(&first.address).await;
 }
 
@@ -177,7 +181,7 @@ async fn what_cannot_be_started_is_said_and_leaves_no_process() {
     let error = engine.start(&alice, &image, G1).await.unwrap_err();
     assert!(matches!(&error, Error::Missing(text) if text.contains("/nowhere/desk")), "{error}");
     engine.sleep(&alice, &spec(), None, Depth::Stopped).await.unwrap();
-    assert_eq!(engine.list().await.unwrap(), []);
+    bed.is_off(&engine).await;
 
     let none = bed.engine_of("no-such-qemu");
     let error = none.start(&alice, &spec(), G1).await.unwrap_err();
@@ -192,6 +196,6 @@ async fn a_guest_that_turns_itself_off_is_told_and_wakes_nobody() {
     let first = engine.start(&alice, &spec(), G1).await.unwrap();
     // It answers no more.
     let _ = tokio::time::timeout(Duration::from_secs(60), get(&first.address, "off")).await;
-    assert_eq!(events.next().await, Some(EngineEvent::Changed(alice.clone())));
-    assert_eq!(engine.inspect(&alice, &spec()).await.unwrap(), None);
+    assert_eq!(events.next().await, Some(EngineEvent::Changed(alice)));
+    bed.is_off(&engine).await;
 }

@@ -215,10 +215,8 @@ impl Folder {
             (Some(record.life()), state)
         } else if self.saved()?.is_some() {
             (None, InstanceState::Asleep(Depth::Suspended))
-        } else if self.has(DISK) {
-            (None, InstanceState::Asleep(Depth::Stopped))
         } else {
-            return Ok(None);
+            (None, InstanceState::Asleep(Depth::Stopped))
         };
         let session = SessionId::new(record.session);
         Ok(Some(Instance { session, generation: Generation(record.generation), life, state }))

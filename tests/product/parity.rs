@@ -1,0 +1,102 @@
+//! One route, word for word, on engines of several kinds: only what the name `main` means differs.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    dockerd::{self, IMAGE},
+    support::{DORMOUSE, Edge, Setup, client},
+};
+
+/// Each kind takes what is its own: a program of this machine, an image, a kernel.
+const ROUTE: &str = r#"
+host = "{session}.test"
+engine = "main"
+[instance]
+image = "@IMAGE@"
+command = ["busybox", "httpd", "-f", "-p", "{address}", "-h", "/etc"]
+memory = "128MiB"
+[instance.docker]
+grace = "100ms"
+[instance.process]
+grace = "1s"
+[instance.qemu]
+kernel = "@VM@/vmlinuz"
+initrd = "@VM@/initrd"
+append = "console=ttyS0 quiet panic=-1"
+grace = "100ms"
+[wake]
+timeout = "2m"
+[ready]
+probe = "http"
+path = "/hosts"
+[idle]
+sleep = [{ after = "1h", to = "paused" }, { after = "2h", to = "stopped" }]
+"#;
+
+/// Debian's kernel with busybox.
+fn vm() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = root.join("target/vm");
+    let made = Command::new(root.join("scripts/vm-image")).arg(&folder).output().expect("bash");
+    let why = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert!(made.status.success(), "no machine to boot: {why}");
+    folder
+}
+
+fn edge(engine: &str) -> Edge {
+    let route = ROUTE.replace("@IMAGE@", IMAGE).replace("@VM@", &vm().to_string_lossy());
+    let engine = format!("[engines.main]\n{engine}\n[paths]\nstate = \"@DIR@/state\"\n");
+    Setup::new().config(&engine).route("desk", &route).start()
+}
+
+async fn hosts(edge: &Edge) -> (u16, String) {
+    let answer = client().get(edge.url("alice.test", "/hosts")).send().await.expect("an answer");
+    (answer.status().as_u16(), answer.text().await.expect("a body"))
+}
+
+/// From nothing, and from each depth that the kind has.
+async fn lives(mut edge: Edge, depths: &[&str]) {
+    for depth in depths {
+        let (status, text) = hosts(&edge).await;
+        assert!(status == 200 && text.contains("localhost"), "before {depth}: {status} {text}");
+        sleep(&mut edge, depth);
+    }
+}
+
+fn sleep(edge: &mut Edge, to: &str) {
+    edge.wait_state("alice.test", "idle");
+    let ran = Command::new(DORMOUSE)
+        .args(["sleep", "alice.test", "--to", to, "--config"])
+        .arg(edge.path("dormouse.toml"))
+        .output()
+        .expect("it runs");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    edge.wait_until(&format!("alice.test is {to}"), |edge| {
+        let session = edge.session("alice.test");
+        session["state"] == "asleep" && session["depth"] == to
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_route_runs_on_processes() {
+    lives(edge("kind = \"process\""), &["paused", "stopped"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_route_runs_on_containers() {
+    let (endpoint, owner) =
+        (dockerd::shared().endpoint(), format!("parity-{}", std::process::id()));
+    let engine = format!("kind = \"docker\"\nendpoint = \"{endpoint}\"\nowner = \"{owner}\"");
+    let mut edge = edge(&engine);
+    // On a machine that is busy elsewhere runc gives a freeze up; the edge asks again.
+    edge.announce("unable to freeze");
+    lives(edge, &["paused", "stopped", "removed"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_route_runs_on_virtual_machines() {
+    lives(edge("kind = \"qemu\""), &["paused", "suspended", "stopped", "removed"]).await;
+}

@@ -198,6 +198,15 @@ struct RouteView {
     access: String,
     policy: PolicyView,
     limits: LimitsView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<PoolView>,
+}
+
+/// What is made ahead.
+#[derive(Serialize)]
+struct PoolView {
+    ready: u32,
+    depth: &'static str,
 }
 
 /// What the sessions of a route may take together; `null` where only the edge's limits count.
@@ -206,6 +215,7 @@ struct LimitsView {
     wakes: Option<String>,
     held: Option<u32>,
     running: Option<u32>,
+    instances: Option<u32>,
     when_full: &'static str,
     /// How many instances are awake, waking or stopping.
     running_now: usize,
@@ -227,7 +237,9 @@ struct RungView {
 
 impl RouteView {
     fn of(route: &Route, running_now: usize) -> Self {
-        let RouteLimits { held, running, when_full } = route.recipe.limits;
+        let RouteLimits { held, running, instances, when_full } = route.recipe.limits;
+        let pool = route.recipe.pool;
+        let pool = pool.map(|pool| PoolView { ready: pool.ready, depth: pool.depth.as_str() });
         let wakes = route.recipe.wakes.map(|rate| rate.to_string());
         let when_full = when_full.as_str();
         let policy = &route.recipe.policy;
@@ -247,7 +259,8 @@ impl RouteView {
                 wake_timeout: format_duration(policy.wake_timeout).to_string(),
                 held_max: policy.held_max,
             },
-            limits: LimitsView { wakes, held, running, when_full, running_now },
+            limits: LimitsView { wakes, held, running, instances, when_full, running_now },
+            pool,
         }
     }
 }

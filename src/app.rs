@@ -253,9 +253,15 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
             .map(|(engine, limit)| (engine.as_str().into(), to_usize(*limit)))
             .collect(),
     };
-    let table = Arc::clone(table);
-    let planner = move |host: &str| table.load().lookup(host).map(|route| route.plan(host));
-    Ok(Fleet::new(engines, to_usize(config.limits.starts), limits, Box::new(planner)))
+    let (planned, pooled) = (Arc::clone(table), Arc::clone(table));
+    let planner = move |host: &str| planned.load().lookup(host).map(|route| route.plan(host));
+    let fleet = Fleet::new(engines, to_usize(config.limits.starts), limits, Box::new(planner));
+    let templates = move || pooled.load().iter().filter_map(|route| route.pool_plan()).collect();
+    let claims = config.paths.state.join("spares");
+    fleet
+        .keep_pools(Box::new(templates), &claims)
+        .with_context(|| format!("cannot use {}", claims.display()))?;
+    Ok(fleet)
 }
 
 /// Who orders certificates, if anybody does.

@@ -10,11 +10,14 @@ mod cell;
 mod circuit;
 mod driver;
 mod evict;
+mod existing;
 mod gate;
 mod held;
+mod learned;
 mod lease;
 mod origin;
 mod outside;
+mod pool;
 mod probe;
 mod starts;
 mod timer;
@@ -39,6 +42,7 @@ pub use cell::{Moment, Phase};
 pub use gate::WakeTimes;
 pub use lease::{Caller, Held, Lease};
 pub use origin::Origin;
+pub use pool::Templates;
 pub use view::{Running, SessionView};
 
 use crate::{
@@ -51,8 +55,11 @@ use crate::{
 use capacity::Capacity;
 use cell::{Cell, Core};
 use circuit::Circuit;
+use existing::Existing;
 use gate::{Gate, Outcome};
 use held::HeldPlaces;
+use learned::Learned;
+use pool::Pools;
 use starts::Starts;
 use timer::Timers;
 
@@ -88,6 +95,8 @@ pub enum Refusal {
     RouteRate(Duration),
     /// As many instances of the route run as it allows.
     RouteRunning,
+    /// As many instances of the route exist as it allows.
+    RouteInstances,
     /// As many instances of the engine run as it is given.
     EngineRunning,
     /// The session is not awake, and this request wakes nobody.
@@ -156,6 +165,10 @@ pub struct Fleet {
     limits: Limits,
     held: Arc<HeldPlaces>,
     capacity: Arc<Capacity>,
+    existing: Arc<Existing>,
+    learned: Learned,
+    /// Set before the fleet runs, where there are any.
+    pools: OnceLock<Pools>,
     /// Every session with a place among those that run, by its number.
     running: Mutex<HashMap<u64, Weak<Cell>>>,
     /// Whose turn it is to make room.
@@ -191,6 +204,9 @@ impl Fleet {
             held: Arc::new(HeldPlaces::new(limits.held)),
             limits,
             capacity: Arc::default(),
+            existing: Arc::default(),
+            learned: Learned::default(),
+            pools: OnceLock::new(),
             running: Mutex::default(),
             evicting: Mutex::default(),
             timers: Timers::default(),
@@ -259,7 +275,8 @@ impl Fleet {
     /// The routes have changed: retires the sessions that none has any more, updates the others.
     pub fn replan(&self) {
         let cells: Vec<_> = self.cells.pin().values().cloned().collect();
-        for cell in cells {
+        self.look_after_pools();
+        for cell in cells.into_iter().filter(|cell| !cell.is_spare()) {
             let plan = (self.planner)(cell.session.host());
             let revived = self.apply(&cell, "routes changed", |core, now, out| {
                 let retired = core.machine.is_retired();
@@ -314,6 +331,7 @@ impl Fleet {
             let listen = outside::listen(Arc::clone(&self), Arc::clone(&port.name));
             self.tasks.spawn(listen);
         }
+        self.tasks.spawn(Arc::clone(&self).keep_filling());
         loop {
             let (at, cell) = self.timers.next().await;
             if let Some(cell) = cell.upgrade() {
@@ -349,9 +367,13 @@ impl Fleet {
     ) -> R {
         let mut core = cell.lock();
         let now = tokio::time::Instant::now().into_std();
-        let from = core.machine.state().name();
+        let (from, slept) = (core.machine.state().name(), core.machine.depth());
         let mut out = Vec::new();
         let result = step(&mut core, now, &mut out);
+        let found = std::mem::take(&mut core.found);
+        if let (Some(depth), State::Waking { .. }) = (slept, core.machine.state()) {
+            core.woken_from = (!found).then_some(depth);
+        }
         for effect in out {
             self.carry_out(cell, &mut core, effect);
         }
@@ -367,9 +389,13 @@ impl Fleet {
             // Whoever it was found for has left, or was refused.
             core.next_place = None;
         }
+        self.count_existing(cell, &mut core);
         let to = core.machine.state().name();
         if from == to {
             return result;
+        }
+        if cell.is_spare() {
+            self.look_after_pools();
         }
         if let State::Asleep { .. } = core.machine.state() {
             self.vacate(cell, &mut core);
@@ -421,6 +447,18 @@ impl Fleet {
         core.place = Some(place.unwrap_or_else(|| self.capacity.force(&need)));
         core.gives_way = false;
         self.lock_running().insert(cell.id, Arc::downgrade(cell));
+    }
+
+    /// Whether it has an instance, of whatever depth; a spare is nobody's yet.
+    fn count_existing(&self, cell: &Cell, core: &mut Core) {
+        let deepest = self.deepest(&core.plan.engine);
+        let gone = core.machine.depth().is_some_and(|depth| deepest <= depth)
+            && matches!(core.machine.state(), State::Asleep { .. });
+        if gone || cell.is_spare() {
+            core.exists = None;
+        } else if core.exists.as_ref().is_none_or(|exists| !exists.is_of(&core.plan.route)) {
+            core.exists = self.existing.add(&core.plan.route, usize::MAX);
+        }
     }
 
     /// Nothing of it runs any more.

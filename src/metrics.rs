@@ -36,6 +36,10 @@ pub struct Metrics {
     pub running: IntGaugeVec,
     /// Whether an engine answers, 1 or 0.
     pub engine_up: IntGaugeVec,
+    /// Instances made ahead that nobody has yet, by route.
+    pub spares: IntGaugeVec,
+    /// Spares that new sessions took, by route.
+    pub spares_taken: IntCounterVec,
     /// Idle instances that were put to sleep for others, by engine.
     pub evictions: IntCounterVec,
     /// Lines that the access log lost: it could not be written, or not as fast as they came.
@@ -145,6 +149,18 @@ impl Metrics {
                     opts("engine_up", "Whether the engine answers, 1 or 0."),
                     &["engine"],
                 ),
+            ),
+            spares: register(
+                &registry,
+                IntGaugeVec::new(
+                    opts("spares", "Instances made ahead that are nobody's yet."),
+                    &["route"],
+                ),
+            ),
+            spares_taken: counters(
+                "spares_taken_total",
+                "Spares that became the instance of a new session.",
+                &["route"],
             ),
             evictions: counters(
                 "evictions_total",

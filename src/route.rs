@@ -19,7 +19,7 @@ mod template;
 pub(crate) mod text;
 mod tls;
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -37,9 +37,12 @@ pub use {
 };
 pub(crate) use {host::is_name, load::read as read_file};
 
-use crate::session::{Depth, Plan, Probe, Spec, UpstreamTls};
+use crate::session::{Depth, Plan, Probe, Rung, Spec, UpstreamTls};
 use recipe::{SetValue, Tls};
 use template::Names;
+
+/// A spare is asked for its readiness as this host.
+const SPARE: &str = "spare.internal";
 
 /// The engines that a route may name, and what each is.
 pub type Engines = BTreeMap<String, EngineKind>;
@@ -112,8 +115,21 @@ impl Route {
     /// Renders every template: call it when a session is made or its route has changed, never on
     /// a warm request.
     pub fn plan(&self, host: &str) -> Plan {
-        let values = self.values(host);
-        let fill = |text: &str, reserved: &[&str]| self.fill(text, &values, reserved);
+        self.plan_with(host, &self.values(host))
+    }
+
+    /// What its spares are made from, if it has any: no capture stands in that. They go to sleep as
+    /// soon as they are ready.
+    pub fn pool_plan(&self) -> Option<Plan> {
+        let pool = self.recipe.pool?;
+        let mut plan = self.plan_with(SPARE, &vec!["a"; self.host.captures().len()]);
+        plan.policy.ladder = [Rung { after: Duration::ZERO, to: pool.depth }].into();
+        plan.policy.min_awake = Duration::ZERO;
+        Some(plan)
+    }
+
+    fn plan_with(&self, host: &str, values: &[&str]) -> Plan {
+        let fill = |text: &str, reserved: &[&str]| self.fill(text, values, reserved);
         let recipe = &*self.recipe;
         let probe = match &recipe.probe {
             Probe::Http { path, status } => Probe::Http { path: fill(path, &[]), status: *status },
@@ -126,17 +142,22 @@ impl Route {
             engine: recipe.engine.clone(),
             policy: recipe.policy.clone(),
             limits: recipe.limits,
+            pool: recipe.pool,
             probe,
-            tls: self.tls(host),
+            tls: self.tls_with(host, values),
             spec,
         }
     }
 
     /// TLS to the instance of `host`, if it speaks TLS.
     pub fn tls(&self, host: &str) -> Option<UpstreamTls> {
+        self.tls_with(host, &self.values(host))
+    }
+
+    fn tls_with(&self, host: &str, values: &[&str]) -> Option<UpstreamTls> {
         let Tls { verify, sni } = self.recipe.tls.as_ref()?;
         let sni = match sni {
-            Some(sni) => self.fill(sni, &self.values(host), &[]),
+            Some(sni) => self.fill(sni, values, &[]),
             None => host.to_owned(),
         };
         Some(UpstreamTls { verify: *verify, sni })

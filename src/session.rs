@@ -182,8 +182,19 @@ pub struct RouteLimits {
     pub held: Option<u32>,
     /// The most instances that are awake, waking or stopping.
     pub running: Option<u32>,
+    /// The most instances that exist, asleep ones included.
+    pub instances: Option<u32>,
     /// What becomes of a wake for which there is no place.
     pub when_full: WhenFull,
+}
+
+/// The spares of a route: instances made ahead for sessions that do not exist yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pool {
+    /// How many wait.
+    pub ready: u32,
+    /// How deep they sleep meanwhile.
+    pub depth: Depth,
 }
 
 /// What becomes of a wake where as many instances run as may.
@@ -217,6 +228,8 @@ pub struct Plan {
     pub policy: Policy,
     /// What it may take together with the other sessions of its route.
     pub limits: RouteLimits,
+    /// Whence a new session of its route takes its instance, if any waits there.
+    pub pool: Option<Pool>,
     /// When it is ready.
     pub probe: Probe,
     /// TLS to the instance, if it speaks TLS.

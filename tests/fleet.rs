@@ -3,6 +3,8 @@
 
 #[path = "fleet/admission.rs"]
 mod admission;
+#[path = "fleet/pool.rs"]
+mod pool;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -180,6 +182,7 @@ fn plan() -> Plan {
         },
         probe: Probe::Engine,
         limits: RouteLimits::default(),
+        pool: None,
         tls: None,
         spec: Spec::default(),
     }

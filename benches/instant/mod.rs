@@ -97,6 +97,7 @@ pub(crate) fn plan(after: Duration) -> Plan {
         },
         probe: Probe::Engine,
         limits: RouteLimits::default(),
+        pool: None,
         tls: None,
         spec: Spec::default(),
     }

@@ -74,6 +74,9 @@ impl Problem {
             Refusal::RouteRunning => {
                 ("route_running", "the route's limits.running instances run already", soon)
             }
+            Refusal::RouteInstances => {
+                ("route_instances", "the route's instance.max instances exist already", soon)
+            }
             Refusal::EngineRunning => {
                 ("engine_running", "as many instances of its engine run as may", soon)
             }

@@ -104,6 +104,8 @@ struct LimitsPart {
     held: Option<u32>,
     /// Of the whole route.
     running: Option<u32>,
+    /// Of the whole route, asleep ones included.
+    instances: Option<u32>,
     /// Of the engine.
     engine_running: Option<u32>,
     when_full: &'static str,
@@ -114,12 +116,13 @@ struct LimitsPart {
 impl LimitsPart {
     fn of(route: &Route, config: &Config, running_now: Option<u64>) -> Self {
         let recipe = &route.recipe;
-        let RouteLimits { held, running, when_full } = recipe.limits;
+        let RouteLimits { held, running, instances, when_full } = recipe.limits;
         Self {
             wakes_per_client: config.limits.wakes_per_client.to_string(),
             wakes: RateText(recipe.wakes).to_string(),
             held,
             running,
+            instances,
             engine_running: config.running.get(&*recipe.engine).copied(),
             when_full: when_full.as_str(),
             running_now,
@@ -131,6 +134,7 @@ impl LimitsPart {
             vec![format!("wakes {} a client, {} the route", self.wakes_per_client, self.wakes)];
         parts.extend(self.held.map(|held| format!("{held} held of the route")));
         parts.extend(self.running.map(|most| format!("{most} running of the route")));
+        parts.extend(self.instances.map(|most| format!("{most} existing of the route")));
         parts.extend(self.engine_running.map(|most| format!("{most} running on {engine}")));
         if self.running.or(self.engine_running).is_some() {
             parts.push(format!("when full: {}", self.when_full));

@@ -107,6 +107,7 @@ impl Answer {
                 | Refusal::RouteFull
                 | Refusal::HeldFull
                 | Refusal::RouteRunning
+                | Refusal::RouteInstances
                 | Refusal::EngineRunning
                 | Refusal::Asleep
                 | Refusal::SessionsFull
@@ -150,6 +151,7 @@ impl Answer {
             Self::Refused(Refusal::ClientRate(_)) => "client_rate",
             Self::Refused(Refusal::RouteRate(_)) => "route_rate",
             Self::Refused(Refusal::RouteRunning) => "route_running",
+            Self::Refused(Refusal::RouteInstances) => "route_instances",
             Self::Refused(Refusal::EngineRunning) => "engine_running",
             Self::Ignored(_) | Self::Refused(Refusal::Asleep) => "ignored",
             Self::Refused(Refusal::SessionsFull) => "sessions_full",
@@ -176,7 +178,9 @@ impl Answer {
                 | Refusal::ClientRate(after)
                 | Refusal::RouteRate(after),
             ) => Some(after.max(one)),
-            Self::Refused(Refusal::RouteRunning | Refusal::EngineRunning) => Some(RUNNING_RETRY),
+            Self::Refused(
+                Refusal::RouteRunning | Refusal::RouteInstances | Refusal::EngineRunning,
+            ) => Some(RUNNING_RETRY),
             Self::Ignored(503) => Some(IGNORED_RETRY),
             Self::Refused(_) | Self::WakeFailed(..) | Self::Access(_) => {
                 matches!(self.status(), 503 | 504).then_some(one)
@@ -223,6 +227,10 @@ impl Answer {
             Self::Refused(Refusal::RouteRunning | Refusal::EngineRunning) => (
                 "No room for the session",
                 "As many sessions run as may at once. Try again when one has ended.",
+            ),
+            Self::Refused(Refusal::RouteInstances) => (
+                "No room for a new session",
+                "As many sessions exist as may. Try again when one has been removed.",
             ),
             Self::Ignored(_) | Self::Refused(Refusal::Asleep) => {
                 ("The session is asleep", "Requests such as this one do not wake it.")

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use futures::future::join_all;
 use tokio::time::timeout;
 
-use super::{EnginePort, Fleet, cell::Placed};
+use super::{EnginePort, Fleet, cell::Placed, pool::is_spare};
 use crate::{
     engine::{Instance, InstanceState},
     session::{Depth, Event, SessionId, Spec},
@@ -36,7 +36,7 @@ impl Fleet {
         only: Option<&SessionId>,
     ) {
         for instance in self.list(port).await.unwrap_or_default() {
-            if only.is_none_or(|session| *session == instance.session) {
+            if only.is_none_or(|only| *only == instance.session) {
                 self.adopt_instance(port, instance);
             }
         }
@@ -55,8 +55,9 @@ impl Fleet {
     }
 
     pub(super) fn adopt_instance(self: &Arc<Self>, port: &EnginePort, instance: Instance) {
-        let host = instance.session.host();
-        if self.cells.pin().contains_key(host) {
+        let session = self.owner_of(&instance.session);
+        let host = session.host();
+        if self.cells.pin().contains_key(host) || self.adopt_spare(port, &instance) {
             return;
         }
         let plan = (self.planner)(host).filter(|plan| plan.engine == port.name);
@@ -76,7 +77,10 @@ impl Fleet {
         // Also where nothing changes: the ladder's next step gets its timer.
         self.apply(&cell, "adopted", |core, now, out| match instance.state {
             // A start returns what runs as it is; then the probe says whether it is ready.
-            InstanceState::Running(_) => core.machine.handle(Event::Found, now, out),
+            InstanceState::Running(_) => {
+                core.found = true;
+                core.machine.handle(Event::Found, now, out);
+            }
             // What sleeps with its memory was ready once.
             InstanceState::Asleep(depth) if depth < Depth::Stopped => {
                 let plan = Arc::clone(&core.plan);
@@ -86,9 +90,13 @@ impl Fleet {
         });
     }
 
-    /// No route wants it on this engine: it sleeps.
+    /// No route wants it on this engine: it sleeps; a spare, in which nobody was yet, is removed.
     fn retire_instance(self: &Arc<Self>, port: &EnginePort, instance: Instance) {
-        if matches!(instance.state, InstanceState::Asleep(depth) if depth != Depth::Paused) {
+        let unused =
+            is_spare(&instance.session) && self.owner_of(&instance.session) == instance.session;
+        let to = if unused { self.deepest(&port.name) } else { Depth::Stopped };
+        let kept = if unused { to } else { Depth::Suspended };
+        if matches!(instance.state, InstanceState::Asleep(depth) if kept <= depth) {
             return;
         }
         let (engine, fleet) = (Arc::clone(&port.engine), Arc::clone(self));
@@ -98,7 +106,7 @@ impl Fleet {
             fleet.until_may_sleep().await;
             for attempt in 1..=TRIES_MAX {
                 let life = instance.life.as_ref();
-                match engine.sleep(session, &Spec::default(), life, Depth::Stopped).await {
+                match engine.sleep(session, &Spec::default(), life, to).await {
                     Ok(()) => return,
                     Err(error) => tracing::warn!(%session, %error, attempt, "cannot put to sleep"),
                 }

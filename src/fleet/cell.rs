@@ -16,12 +16,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Fleet, Origin,
     capacity::{Need, Place},
+    existing::Exists,
     gate::Gate,
+    learned::Kind,
+    pool,
     turnstile::Turnstile,
 };
 use crate::{
     engine::Life,
-    session::{Failure, Generation, Plan, SessionId, machine::Session},
+    session::{Depth, Failure, Generation, Plan, SessionId, machine::Session},
 };
 
 /// Transitions remembered for one session.
@@ -72,6 +75,12 @@ pub(super) struct Core {
     pub(super) crowd: Option<Turnstile>,
     /// Taken out of the fleet: look it up again.
     pub(super) evicted: bool,
+    /// One of its route's instances that exist, while it has one.
+    pub(super) exists: Option<Exists>,
+    /// It was found running: the next wake only makes that ours.
+    pub(super) found: bool,
+    /// The depth that the latest wake began at; `None` where the instance was found running.
+    pub(super) woken_from: Option<Depth>,
 }
 
 /// An instance that was started, and by which plan.
@@ -160,8 +169,16 @@ impl Cell {
                 look_again: false,
                 crowd: None,
                 evicted: false,
+                exists: None,
+                found: false,
+                woken_from: None,
             }),
         }
+    }
+
+    /// Whether it is made ahead, for a session that does not exist yet.
+    pub(super) fn is_spare(&self) -> bool {
+        pool::is_spare(&self.session)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
@@ -186,15 +203,18 @@ impl Cell {
 impl Core {
     /// What its next life needs to run.
     pub(super) fn need(&self, engine_max: usize) -> Need {
-        let most = |limit: Option<u32>| {
-            limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
-        };
         Need {
             route: Arc::clone(&self.plan.route),
             engine: Arc::clone(&self.plan.engine),
             route_max: most(self.plan.limits.running),
             engine_max,
         }
+    }
+
+    /// How its next wake will count.
+    pub(super) fn kind(&self, from: Depth) -> Kind {
+        let Plan { engine, route, .. } = &*self.plan;
+        Kind { engine: Arc::clone(engine), route: Arc::clone(route), from }
     }
 
     /// Whether its next life has a place already: the one before's, if that is its own to keep.
@@ -231,4 +251,9 @@ impl fmt::Debug for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Cell({})", self.session)
     }
+}
+
+/// A limit as a count; without one, no count reaches it.
+pub(super) fn most(limit: Option<u32>) -> usize {
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }

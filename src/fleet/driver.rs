@@ -65,7 +65,12 @@ pub(super) fn stop(
         wait_for(turn).await;
         cell.set_phase(Phase::Stopping);
         let event = match sleep(&cell, to).await {
-            Ok(()) => Event::Stopped(generation),
+            Ok(()) => {
+                if cell.fleet.deepest(&cell.lock().plan.engine) <= to {
+                    cell.fleet.release(&cell.session).await;
+                }
+                Event::Stopped(generation)
+            }
             Err(error) => {
                 let session = &cell.session;
                 tracing::warn!(%session, %generation, %error, "cannot put to sleep, will retry");
@@ -92,7 +97,8 @@ async fn sleep(cell: &Arc<Cell>, to: Depth) -> Result<(), engine::Error> {
 
 async fn put_to_sleep(cell: &Cell, placed: &Placed, to: Depth) -> Result<(), engine::Error> {
     let port = port(&cell.fleet, &placed.plan)?;
-    let call = port.engine.sleep(&cell.session, &placed.plan.spec, placed.life.as_ref(), to);
+    let instance = cell.fleet.instance_of(&cell.session);
+    let call = port.engine.sleep(&instance, &placed.plan.spec, placed.life.as_ref(), to);
     let result = guarded("sleep", call).await;
     port.circuit.note(&result);
     let word = if result.is_ok() { "ok" } else { "failed" };
@@ -145,8 +151,12 @@ impl Wake {
 
     /// Waits for a place and calls the engine; `None` when cancelled before the call. A call that
     /// has begun runs to its end, so that the stop behind it knows what there is to stop.
-    async fn call_engine(&self, times: &mut WakeTimes) -> Option<Result<Started, engine::Error>> {
-        let port = match port(&self.cell.fleet, &self.plan) {
+    async fn call_engine(
+        &mut self,
+        times: &mut WakeTimes,
+    ) -> Option<Result<Started, engine::Error>> {
+        let cell = Arc::clone(&self.cell);
+        let port = match port(&cell.fleet, &self.plan) {
             Ok(port) => port,
             Err(error) => return Some(Err(error)),
         };
@@ -169,7 +179,9 @@ impl Wake {
         {
             return Some(Err(error));
         }
-        let call = port.engine.start(&self.cell.session, &self.plan.spec, self.generation);
+        self.take_spare().await;
+        let instance = cell.fleet.instance_of(&cell.session);
+        let call = port.engine.start(&instance, &self.plan.spec, self.generation);
         let started = guarded("start", call).await;
         port.circuit.note(&started);
         times.engine = called.elapsed();
@@ -179,6 +191,21 @@ impl Wake {
             self.cell.lock().placed = Some(Placed { plan, life, ready });
         }
         Some(started)
+    }
+
+    /// A session that has no instance takes one that was made ahead.
+    async fn take_spare(&mut self) {
+        let Some(pool) = self.plan.pool.filter(|_| !self.cell.is_spare()) else { return };
+        let fleet = &self.cell.fleet;
+        let woken_from = self.cell.lock().woken_from;
+        if woken_from.is_none_or(|depth| depth < fleet.deepest(&self.plan.engine)) {
+            return;
+        }
+        fleet.release(&self.cell.session).await;
+        if let Some(spare) = fleet.claim(&self.cell.session, &self.plan).await {
+            self.before = Some(spare);
+            self.cell.lock().woken_from = Some(pool.depth);
+        }
     }
 
     async fn get_ready(&self, started: &Started, mut times: WakeTimes) -> &'static str {
@@ -207,6 +234,9 @@ impl Wake {
         let endpoint = Endpoint { generation, address: started.address.clone() };
         self.cell.fleet.apply(&self.cell, "ready", |core, now, out| {
             core.last_error = None;
+            if let Some(from) = core.woken_from {
+                self.cell.fleet.learned.note(core.kind(from), times.engine + times.ready);
+            }
             if let Some(placed) = &mut core.placed {
                 placed.ready = true;
             }

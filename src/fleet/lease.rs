@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{
     Fleet, HoldEnd, Origin, Phase, Refusal, WakeTimes,
     capacity::{Need, Place, Room},
-    cell::{Cell, Core},
+    cell::{Cell, Core, most},
     gate::{Gate, Passed},
     held::HeldPlace,
     turnstile::{Turn, Turnstile},
@@ -138,6 +138,10 @@ impl Lease {
             if core.evicted {
                 return Attempt::Gone;
             }
+            if cell.is_spare() {
+                // A route may have its host; nobody has it yet.
+                return Attempt::Done(Err(Refusal::Retired));
+            }
             let awake = matches!(core.machine.state(), State::Awake { .. } | State::Idle { .. });
             let turn = core.crowd.as_ref().and_then(Turnstile::try_enter);
             let at_once = awake && (core.crowd.is_none() || turn.is_some());
@@ -154,6 +158,13 @@ impl Lease {
                 Err(refusal) => return Attempt::Done(Err(refusal)),
             };
             if wakes {
+                if core.exists.is_none() {
+                    let most = most(core.plan.limits.instances);
+                    let Some(exists) = fleet.existing.add(&core.plan.route, most) else {
+                        return Attempt::Done(Err(Refusal::RouteInstances));
+                    };
+                    core.exists = Some(exists);
+                }
                 if let Err((need, room)) = fleet.find_place(core, claim) {
                     return Attempt::Full(need, room, core.plan.limits.when_full);
                 }
@@ -309,9 +320,7 @@ impl Fleet {
         if core.machine.is_full() {
             return Err(Refusal::SessionFull);
         }
-        let limit = core.plan.limits.held;
-        let most = limit.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
-        self.held.take(&core.plan.route, most)
+        self.held.take(&core.plan.route, most(core.plan.limits.held))
     }
 
     /// Gives the next life of a session its place: its own, the one claimed for it, or a free one;

@@ -57,7 +57,7 @@ async fn reconcile_regularly(fleet: &Arc<Fleet>, port: &EnginePort) {
 }
 
 async fn changed(fleet: &Arc<Fleet>, port: &EnginePort, session: SessionId) {
-    let known = fleet.cells.pin().get(&session).cloned();
+    let known = fleet.cells.pin().get(&fleet.owner_of(&session)).cloned();
     match known {
         Some(cell) => {
             cell.changed.notify_one();
@@ -71,8 +71,9 @@ async fn changed(fleet: &Arc<Fleet>, port: &EnginePort, session: SessionId) {
 /// contradicts, and adopts what is unknown.
 async fn reconcile(fleet: &Arc<Fleet>, port: &EnginePort) {
     let Some(listed) = fleet.list(port).await else { return };
+    let instances = listed.iter().map(|instance| instance.session.clone()).collect();
     let mut found: HashMap<_, _> =
-        listed.into_iter().map(|instance| (instance.session.clone(), instance)).collect();
+        listed.into_iter().map(|instance| (fleet.owner_of(&instance.session), instance)).collect();
     let cells: Vec<_> = fleet.cells.pin().values().cloned().collect();
     let mut contradicted = Vec::new();
     for cell in cells {
@@ -90,6 +91,7 @@ async fn reconcile(fleet: &Arc<Fleet>, port: &EnginePort) {
     for instance in found.into_values() {
         fleet.adopt_instance(port, instance);
     }
+    fleet.release_gone(port, &instances).await;
 }
 
 fn is_contradicted(cell: &Cell, port: &EnginePort, listed: Option<Instance>) -> bool {
@@ -178,6 +180,7 @@ impl Sight {
             // What was seen may be about a life that has ended since.
             if look(cell, core) == self.before {
                 core.look_again |= matches!(self.before, Look::Running(_));
+                core.found = event == Event::Found;
                 core.machine.handle(event, now, out);
             }
         });
@@ -242,7 +245,7 @@ impl Fleet {
         plan: &Plan,
     ) -> Result<Option<Instance>, engine::Error> {
         match self.engines.get(&plan.engine) {
-            Some(port) => port.engine.inspect(&cell.session, &plan.spec).await,
+            Some(port) => port.engine.inspect(&self.instance_of(&cell.session), &plan.spec).await,
             None => Ok(None),
         }
     }

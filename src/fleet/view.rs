@@ -47,6 +47,15 @@ pub struct SessionView {
     /// Why its last wake or sleep failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// Milliseconds that a wake from where it is takes, by those of late.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usual_wake_ms: Option<u64>,
+    /// The name that its engine has for its instance, where that was a spare.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// Nobody's yet: it was made ahead.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub spare: bool,
     /// Its route is gone: it sleeps once nobody uses it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub retired: bool,
@@ -122,10 +131,11 @@ impl Fleet {
 
     /// Sets the gauge of sessions by state to what is true now.
     pub fn count_sessions(&self) {
+        self.count_spares();
         for state in ["asleep", "waking", "awake", "idle", "stopping"] {
             METRICS.sessions.with_label_values(&[state]).set(0);
         }
-        for cell in self.cells.pin().values() {
+        for cell in self.cells.pin().values().filter(|cell| !cell.is_spare()) {
             let state = cell.lock().machine.state().name();
             METRICS.sessions.with_label_values(&[state]).inc();
         }
@@ -154,6 +164,12 @@ fn view(cell: &Cell) -> SessionView {
     };
     let busy = matches!(state, State::Waking { .. } | State::Stopping { .. });
     let next = core.machine.next_sleep();
+    let from = match state {
+        State::Waking { .. } => core.woken_from,
+        _ => core.machine.depth(),
+    };
+    let usual = from.and_then(|from| cell.fleet.learned.usual(&core.kind(from)));
+    let instance = Some(cell.fleet.instance_of(&cell.session)).filter(|is| *is != cell.session);
     SessionView {
         host: cell.session.host().to_owned(),
         route: core.plan.route.to_string(),
@@ -168,6 +184,9 @@ fn view(cell: &Cell) -> SessionView {
         sleeps_to: next.map(|(_, to)| to.as_str()),
         cooldown_ms: cooldown.map(until),
         last_error: core.last_error.clone(),
+        usual_wake_ms: usual.map(millis),
+        instance: instance.map(|instance| instance.host().to_owned()),
+        spare: cell.is_spare(),
         retired: core.machine.is_retired(),
         history: core.history.iter().cloned().collect(),
     }

@@ -39,15 +39,25 @@ const CONTENT_TYPES: [(&str, &str); 10] = [
 ];
 
 impl Check<'_> {
-    pub(super) fn limits(&mut self, table: &LimitsTable) -> (RouteLimits, Option<Rate>) {
+    /// `instances` is `instance.max`.
+    pub(super) fn limits(
+        &mut self,
+        table: &LimitsTable,
+        instances: Option<u32>,
+    ) -> (RouteLimits, Option<Rate>) {
         let LimitsTable { wakes, held, running, when_full } = *table;
-        for (key, limit) in [("held", held), ("running", running)] {
+        let limits = [
+            (["limits", "held"], held),
+            (["limits", "running"], running),
+            (["instance", "max"], instances),
+        ];
+        for (path, limit) in limits {
             if limit == Some(0) {
-                self.found.value(&["limits", key], format!("`{key}` starts at 1")).hint =
+                self.found.value(&path, format!("`{}` starts at 1", path[1])).hint =
                     Some("a route whose sessions could never wake is better removed".into());
             }
         }
-        (RouteLimits { held, running, when_full: when_full.into() }, wakes.0)
+        (RouteLimits { held, running, instances, when_full: when_full.into() }, wakes.0)
     }
 
     pub(super) fn ignore(&mut self, table: &IgnoreTable) -> Ignore {

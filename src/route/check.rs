@@ -77,6 +77,7 @@ pub(super) fn parse(
         upstream,
         access,
         limits,
+        pool,
         statics,
     } = shape;
     let host = match HostPattern::parse(&host) {
@@ -94,13 +95,15 @@ pub(super) fn parse(
             Some(format!("{}; see [engines] in dormouse.toml", suggest(&engine, &known)));
     }
     let mut check = Check { found, captures: host.captures(), kind };
-    let spec = check.instance(instance);
+    let instances = instance.max;
+    let mut spec = check.instance(instance);
     let probe = check.ready(ready);
     let wake_on = wake.on;
     let ignore = check.ignore(&wake.ignore);
     let policy = check.policy(wake, idle, &spec.docker);
     let client_tls = check.client_tls(client_tls);
-    let (limits, wakes) = check.limits(&limits);
+    let (limits, wakes) = check.limits(&limits, instances);
+    let pool = pool.map(|pool| check.pool(&pool, &mut spec, &probe));
     let statics = check.statics(statics, file.parent().unwrap_or(Path::new("")));
     let protocol = upstream.protocol;
     let (tls, set_headers) = check.upstream(upstream);
@@ -111,6 +114,7 @@ pub(super) fn parse(
         engine,
         policy,
         limits,
+        pool,
         wakes,
         ignore,
         statics,

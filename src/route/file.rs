@@ -62,6 +62,9 @@ pub(crate) struct RouteFile {
     /// What the sessions of this route may take together.
     #[serde(default)]
     pub(crate) limits: LimitsTable,
+    /// Instances made ahead, so that a new session's first wake is a resume. No capture may stand
+    /// in `[instance]` or `ready.path` then: they are made before it is known whose they will be.
+    pub(crate) pool: Option<PoolTable>,
     /// What the edge answers by itself, by path: `"/robots.txt" = { body = "…" }`. The session is
     /// not woken by it, and not kept awake. GET and HEAD; other methods get 405. At most 64.
     #[serde(default, rename = "static")]
@@ -173,6 +176,20 @@ impl From<WhenFullWord> for WhenFull {
             WhenFullWord::EvictIdle => Self::EvictIdle,
         }
     }
+}
+
+/// `[pool]`: an instance of it is taken by the first wake of a session that has none, and never by
+/// a second one; another is made in its place, one at a time. Those that wait cost what their depth
+/// costs; they are stopped and removed when the route changes what they are made from.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PoolTable {
+    /// How many wait: 1 to 100.
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) ready: u32,
+    /// How deep they sleep meanwhile. Default: the lightest that the engine has, `"paused"` for
+    /// most.
+    pub(crate) depth: Option<DepthWord>,
 }
 
 /// One answer of `[static]`.

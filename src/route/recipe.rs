@@ -11,7 +11,7 @@ use super::{
     access::Access,
     local::{Ignore, Statics},
 };
-use crate::session::{Policy, Probe, RouteLimits, Spec};
+use crate::session::{Policy, Pool, Probe, RouteLimits, Spec};
 
 /// A route without its name and its host.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -22,6 +22,8 @@ pub struct Recipe {
     pub policy: Policy,
     /// What its sessions may take together.
     pub limits: RouteLimits,
+    /// What is made ahead for sessions that do not exist yet.
+    pub pool: Option<Pool>,
     /// How often they may be woken together.
     pub wakes: Option<Rate>,
     /// Whom they do not wake for.

@@ -144,6 +144,15 @@ impl Session {
         &self.state
     }
 
+    /// How deep it sleeps, or is going to.
+    pub fn depth(&self) -> Option<Depth> {
+        match &self.state {
+            State::Asleep { depth, .. } => Some(*depth),
+            State::Stopping { to, .. } => Some(*to),
+            State::Waking { .. } | State::Awake { .. } | State::Idle { .. } => None,
+        }
+    }
+
     /// The generation of what is not asleep; of what last was, when asleep.
     pub fn generation(&self) -> Generation {
         self.generation

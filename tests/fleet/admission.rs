@@ -16,7 +16,7 @@ fn engine_runs(most: usize) -> Limits {
 }
 
 fn limited(running: Option<u32>, when_full: WhenFull) -> impl Fn() -> Plan {
-    move || Plan { limits: RouteLimits { running, when_full, held: None }, ..plan() }
+    move || Plan { limits: RouteLimits { running, when_full, ..RouteLimits::default() }, ..plan() }
 }
 
 fn origin(n: u8) -> Origin {
@@ -150,7 +150,11 @@ async fn a_full_route_evicts_its_own_and_a_full_engine_anybodys() {
     let engine = Scripted::new();
     let fleet = fleet(&engine, 8, engine_runs(3)).await;
     let of = |route: &'static str| {
-        let limits = RouteLimits { running: Some(2), when_full: WhenFull::EvictIdle, held: None };
+        let limits = RouteLimits {
+            running: Some(2),
+            when_full: WhenFull::EvictIdle,
+            ..RouteLimits::default()
+        };
         move || Plan { route: route.into(), limits, ..plan() }
     };
     for (host, route) in [("x.b.test", "b"), ("x.a.test", "a"), ("y.a.test", "a")] {
@@ -328,7 +332,7 @@ async fn a_storm_over_few_places_never_runs_more_than_may_and_loses_no_place() {
                     let when_full =
                         if route == "a" { WhenFull::EvictIdle } else { WhenFull::Refuse };
                     let running = (route == "a").then_some(3);
-                    let limits = RouteLimits { running, when_full, held: None };
+                    let limits = RouteLimits { running, when_full, ..RouteLimits::default() };
                     Plan { route: route.into(), limits, ..plan() }
                 };
                 let Ok(mut lease) = fleet.acquire(&host, from(n as u8), plan) else { continue };

@@ -6,6 +6,7 @@
 mod named;
 mod outage;
 mod outside;
+mod pool;
 mod restart;
 mod sleep;
 mod wake;

@@ -25,6 +25,7 @@ mod hold;
 mod life;
 mod limits;
 mod parity;
+mod pool;
 mod proxies;
 mod routes;
 mod signals;

@@ -72,7 +72,7 @@ fn the_errors_of_all_files_are_told_together() {
         "c.toml:1:8: invalid type: integer `1`, expected a string",
         "d.toml:1:8: invalid type: integer `2`, expected a string",
         "d.toml:2:1: unknown key `x`; known: `host`, `engine`, `instance`, `ready`, `wake`, \
-         `idle`, `tls`, `upstream`, `access`, `limits`, `static`",
+         `idle`, `tls`, `upstream`, `access`, `limits`, `pool`, `static`",
         "e.toml:2:12: not UTF-8; save the file as UTF-8",
         "f.toml: larger than 1 MiB",
         "g.toml: cannot be read: No such file or directory (os error 2)",

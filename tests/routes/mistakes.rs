@@ -42,12 +42,12 @@ after = "ever"
 tls = "yes"
 "#;
     let expected = [
-        "demo.toml:3:1: unknown key `prob`; known: `host`, `engine`, `instance`, `ready`, `wake`, \
-         `idle`, `tls`, `upstream`, `access`, `limits`, `static`",
+        "demo.toml:3:1: unknown key `prob`; did you mean `pool`? known: `host`, `engine`, `instance`, `ready`, `wake`, \
+         `idle`, `tls`, `upstream`, `access`, `limits`, `pool`, `static`",
         "demo.toml:5:11: invalid type: string \"x\", expected a list",
         "demo.toml:6:1: unknown key `comand`; did you mean `command`? known: `image`, `command`, \
-         `env`, `port`, `memory`, `cpus`, `pids`, `volumes`, `isolation`, `parameters`, \
-         `process`, `docker`, `kubernetes`, `qemu`",
+         `env`, `port`, `memory`, `cpus`, `pids`, `volumes`, `isolation`, `max`, \
+         `parameters`, `process`, `docker`, `kubernetes`, `qemu`",
         "demo.toml:8:13: invalid type: string \"yes\", expected true or false",
         "demo.toml:10:9: unknown value `htp`; did you mean `http`? known: `tcp`, `http`, `engine`",
         "demo.toml:12:11: invalid type: integer `30`, expected a duration such as \"30s\", \
@@ -295,6 +295,62 @@ fn what_has_the_right_shape_may_still_be_wrong() {
         }
     }
     assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+#[test]
+fn a_pool_is_of_what_is_the_same_for_every_session() {
+    let told = |head: &str, more: &str, pool: &str| {
+        let text =
+            format!("{head}\n[instance]\ncommand = [\"x\"]\nimage = \"x\"\n{more}\n[pool]\n{pool}");
+        let parsed = parse("demo", &text);
+        parsed
+            .map(drop)
+            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let (docker, local) =
+        ("host = \"{session}.test\"\nengine = \"docker\"", "host = \"{session}.test\"");
+    for depth in ["", "depth = \"paused\"", "depth = \"stopped\""] {
+        assert_eq!(told(docker, "", &format!("ready = 3\n{depth}")), Ok(()));
+    }
+    assert_eq!(told(local, "env = { AT = \"{address} {{x}}\" }", "ready = 100"), Ok(()));
+    for (head, more, pool, expected) in [
+        (docker, "", "ready = 0", "8:9: `ready` is 1 to 100"),
+        (docker, "", "ready = 101", "8:9: `ready` is 1 to 100"),
+        (docker, "", "depth = \"paused\"", "7:1: missing key `ready`"),
+        (
+            docker,
+            "",
+            "ready = 1\ndepth = \"removed\"",
+            "9:9: at `removed` this engine keeps nothing ahead; expected `paused` or `stopped`",
+        ),
+        (
+            local,
+            "",
+            "ready = 1\ndepth = \"stopped\"",
+            "8:9: at `stopped` this engine keeps nothing ahead; expected `paused`",
+        ),
+        (
+            docker,
+            "env = { ME = \"x {session}\" }",
+            "ready = 1",
+            "6:14: a capture stands here, and [pool] makes instances before there is a session; \
+             remove the capture, or remove [pool]",
+        ),
+        (
+            "host = \"a.test\"",
+            "",
+            "ready = 1",
+            "6:1: this route has one host, so one session: nobody else would take a spare",
+        ),
+        (
+            docker,
+            "docker.container = \"mine\"",
+            "ready = 1",
+            "7:1: a container that exists is not made ahead",
+        ),
+    ] {
+        assert_eq!(told(head, more, pool), Err(vec![format!("demo.toml:{expected}")]));
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod isolation;
 mod kubernetes;
+mod pool;
 
 use std::net::IpAddr;
 
@@ -29,6 +30,7 @@ impl Check<'_> {
             pids,
             volumes,
             isolation,
+            max: _,
             parameters,
             process,
             docker,

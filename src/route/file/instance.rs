@@ -46,6 +46,11 @@ pub(crate) struct InstanceTable {
     /// engine gives less is refused. Default: whatever the engine gives.
     #[schemars(with = "IsolationWord")]
     pub(crate) isolation: Option<IsolationWord>,
+    /// The most instances of this route that exist at once, asleep ones included; a session that
+    /// has none yet gets 503 then. One ends at the last rung of its ladder, and what must outlive
+    /// that belongs in a volume of the session's own. Default: no limit.
+    #[schemars(range(min = 1))]
+    pub(crate) max: Option<u32>,
     /// What the operator's own program is told besides (the command engine): names and texts.
     pub(crate) parameters: BTreeMap<String, Secret>,
     /// What the process engine alone knows. Checked, and not used by other engines.

@@ -23,7 +23,7 @@ pub use {
     acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
     engines::{
         CommandConfig, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, FlyConfig,
-        KubernetesConfig, QemuConfig,
+        KubernetesConfig, QemuConfig, Swap,
     },
     file::{Limits, Shutdown, Timeouts},
     http::{GetBody, Http2, Underscores},
@@ -164,16 +164,21 @@ impl Config {
     /// The settings in `path`; without a path, those in `./dormouse.toml`, or the defaults if
     /// there is no such file.
     pub fn load(path: Option<&Path>) -> Result<Self, Vec<RouteError>> {
+        Self::load_with(path, &[])
+    }
+
+    /// The same, with engines that are of another kind than the file says.
+    pub fn load_with(path: Option<&Path>, swaps: &[Swap]) -> Result<Self, Vec<RouteError>> {
         let file = path.unwrap_or(Path::new(DEFAULT_FILE));
         let broken = |error: RouteError| vec![error];
         let file = path::absolute(file).map_err(|error| broken(no_folder(file, &error)))?;
         match (read_file(&file).map_err(broken)?, path) {
-            (Some(text), _) => Self::parse(&file, &text, environment),
+            (Some(text), _) => check::parse(&file, &text, &environment, swaps),
             (None, Some(_)) => {
                 Err(broken(RouteError::of_file(&file, "there is no such file".to_owned())))
             }
             (None, None) => {
-                let mut config = Self::parse(&file, "", environment)?;
+                let mut config = check::parse(&file, "", &environment, swaps)?;
                 config.file = None;
                 Ok(config)
             }
@@ -188,7 +193,7 @@ impl Config {
         text: &str,
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Vec<RouteError>> {
-        check::parse(file, text, &environment)
+        check::parse(file, text, &environment, &[])
     }
 
     /// The port that a redirect to HTTPS names.

@@ -69,8 +69,8 @@ impl Cert {
 
 impl Dev {
     fn run(self) -> Outcome {
-        let (config, table) =
-            check::load(self.config.as_deref()).map_err(|errors| Failure::of_files(&errors))?;
+        let (config, table) = check::load(self.config.as_deref(), &[])
+            .map_err(|errors| Failure::of_files(&errors))?;
         let hosts = if self.hosts.is_empty() { hosts_of(&table) } else { named(self.hosts)? };
         let minted = mint_dev(&config.paths.certs, &config.paths.state, &hosts)
             .map_err(|error| Failure::new(Exit::Failed, error))?;

@@ -15,7 +15,7 @@ use crate::{
     acme,
     admin::Token,
     certs::{Certs, Pair},
-    config::{Config, Listen},
+    config::{Config, Listen, Swap},
     edge::{Entrances, TlsError},
     route::{Route, RouteError, RouteTable, load_dir},
 };
@@ -34,6 +34,9 @@ pub(super) struct Check {
     /// The edge's settings [default: ./dormouse.toml, or the defaults where there is no such file].
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
+    /// What the name of an engine means: as with `run --engine`.
+    #[arg(long, value_name = "NAME=KIND")]
+    engine: Vec<Swap>,
     /// Print {ok, file, routes, engines, certificates, errors, warnings} as JSON.
     #[arg(long)]
     json: bool,
@@ -54,8 +57,11 @@ struct Findings {
 }
 
 /// The settings and the routes, checked.
-pub(super) fn load(config: Option<&Path>) -> Result<(Config, RouteTable), Vec<RouteError>> {
-    let config = Config::load(config)?;
+pub(super) fn load(
+    config: Option<&Path>,
+    swaps: &[Swap],
+) -> Result<(Config, RouteTable), Vec<RouteError>> {
+    let config = Config::load_with(config, swaps)?;
     let mut errors = Vec::new();
     if let Some(file) = &config.admin.token_file
         && let Err(wrong) = Token::read(file)
@@ -74,8 +80,8 @@ pub(super) fn load(config: Option<&Path>) -> Result<(Config, RouteTable), Vec<Ro
 }
 
 /// All files: the certificates, too.
-fn load_all(config: Option<&Path>) -> Result<Files, Vec<RouteError>> {
-    let (config, table) = load(config)?;
+fn load_all(config: Option<&Path>, swaps: &[Swap]) -> Result<Files, Vec<RouteError>> {
+    let (config, table) = load(config, swaps)?;
     let mut errors = Vec::new();
     if let Err(TlsError::ClientCa { file, wrong }) =
         Entrances::new(&config, &Arc::new(Certs::load([])))
@@ -105,7 +111,7 @@ struct Files {
 
 impl Check {
     pub(super) fn run(self) -> Outcome {
-        let loaded = load_all(self.config.as_deref());
+        let loaded = load_all(self.config.as_deref(), &self.engine);
         if self.json {
             return print_findings(loaded);
         }

@@ -178,7 +178,7 @@ enum Live {
 
 impl Explain {
     pub(super) async fn run(self) -> Outcome {
-        let loaded = check::load(self.target.config.as_deref());
+        let loaded = check::load(self.target.config.as_deref(), &[]);
         let (config, table) = loaded.map_err(|errors| Failure::of_files(&errors))?;
         let Some(route) = table.lookup(&self.host) else {
             return Err(no_route(&self.host, &config, &table));

@@ -6,7 +6,10 @@ use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure, Outcome};
-use crate::{app, config::Config};
+use crate::{
+    app,
+    config::{Config, Swap},
+};
 
 /// Pingora reports every client that breaks off as an error, every kept connection that was closed
 /// when it was wanted, and each second that a new process waits for the sockets; what became of a
@@ -25,6 +28,7 @@ const LOG: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::apps=
 Examples:
   dormouse run
   dormouse run --config /etc/dormouse/dormouse.toml
+  dormouse run --engine prod=docker       the routes of production, on a laptop
 
 A new version without a refused connection:
   dormouse run --upgrade &       waits for the sockets
@@ -38,6 +42,9 @@ pub(super) struct Run {
     /// Take the listening sockets over from the edge that runs, when it gets SIGQUIT.
     #[arg(long)]
     upgrade: bool,
+    /// What the name of an engine means for this run: a kind, with its defaults. May be repeated.
+    #[arg(long, value_name = "NAME=KIND")]
+    engine: Vec<Swap>,
     /// How the log on stderr looks.
     #[arg(long, value_enum, default_value_t)]
     log: Log,
@@ -54,7 +61,7 @@ enum Log {
 
 impl Run {
     pub(super) fn run(self) -> Outcome {
-        let config = Config::load(self.config.as_deref());
+        let config = Config::load_with(self.config.as_deref(), &self.engine);
         let config = config.map_err(|errors| Failure::of_files(&errors))?;
         self.log.begin();
         app::run(config, self.upgrade).map_err(|error| match error {

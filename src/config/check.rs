@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::Path};
 
 use super::{
     Admin, AdminAddress, ClientAuth, Config, Entrance, Http2, Limits, Links, Listen, Networks,
-    Paths, Timeouts, acme,
+    Paths, Swap, Timeouts, acme,
     file::{ConfigFile, LinksTable},
     listen::{ClientAuthWord, Entry, HttpEntry, HttpsEntry, ListenTable},
 };
@@ -31,6 +31,7 @@ pub(super) fn parse(
     file: &Path,
     text: &str,
     environment: Environment<'_>,
+    swaps: &[Swap],
 ) -> Result<Config, Vec<RouteError>> {
     let (shape, source) = Source::parse::<ConfigFile>(file, text)?;
     let base = file.parent().unwrap_or(Path::new("/")).to_owned();
@@ -57,7 +58,8 @@ pub(super) fn parse(
     check.http2(&http2);
     check.timeouts(&timeouts);
     let links = check.links(links);
-    let engines = engines.unwrap_or_else(engines::default_engines);
+    let mut engines = engines.unwrap_or_else(engines::default_engines);
+    check.swap(&mut engines, swaps);
     let running = check.running(&engines);
     let engines = check.engines(engines);
     let acme = acme.map(|table| acme::check(table, &listen, check.base, &mut check.found));

@@ -5,7 +5,7 @@ mod fly;
 mod kubernetes;
 mod qemu;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,25 @@ pub(crate) enum KindWord {
     Fly,
     Kubernetes,
     Qemu,
+}
+
+/// What an engine's name means for one run: `NAME=KIND`, with the kind's defaults.
+#[derive(Clone, Debug)]
+pub struct Swap {
+    pub(super) name: String,
+    pub(super) kind: KindWord,
+}
+
+impl FromStr for Swap {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, kind) =
+            text.split_once('=').ok_or("expected NAME=KIND, for example desk=docker")?;
+        let word = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(kind);
+        let kind = KindWord::deserialize(word).map_err(|error| error.to_string())?;
+        Ok(Self { name: name.to_owned(), kind })
+    }
 }
 
 impl EngineTable {

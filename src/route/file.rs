@@ -189,6 +189,7 @@ pub(crate) struct PoolTable {
     pub(crate) ready: u32,
     /// How deep they sleep meanwhile. Default: the lightest that the engine has, `"paused"` for
     /// most.
+    #[schemars(with = "DepthWord")]
     pub(crate) depth: Option<DepthWord>,
 }
 

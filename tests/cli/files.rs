@@ -56,6 +56,30 @@ async fn check_tells_every_error_with_its_place_and_a_hint() {
 }
 
 #[tokio::test]
+async fn what_an_engine_s_name_means_can_be_swapped_for_one_run() {
+    let folder = folder();
+    write(
+        folder.path(),
+        "dormouse.toml",
+        "[engines.main]\nkind = \"process\"\nrunning = 3\n[listen]\nadmin = \"unix:admin.sock\"\n",
+    );
+    let route = "host = \"{session}.example\"\nengine = \"main\"\n[instance]\ncommand = [\"x\"]\n\
+                 [idle]\nsleep = [{ after = \"1m\", to = \"paused\" }]\n";
+    write(folder.path(), "routes/demo.toml", route);
+    let check = async |more: &[&str]| dormouse(folder.path(), &[&["check"], more].concat()).await;
+    check(&[]).await.code(DONE);
+    let docker = check(&["--engine", "main=docker"]).await.code(USAGE);
+    docker.complains("routes/demo.toml:3:1: nothing says which container");
+    let pods = check(&["--engine", "main=kubernetes"]).await.code(USAGE);
+    pods.complains("routes/demo.toml:6:").complains("paused");
+    check(&["--engine", "main=fly"]).await.code(USAGE).complains("[engines.main.fly]");
+    let unknown = check(&["--engine", "man=docker"]).await.code(USAGE);
+    unknown.complains("no engine is called `man`").complains("did you mean `main`?");
+    check(&["--engine", "main"]).await.code(USAGE).complains("expected NAME=KIND");
+    check(&["--engine", "main=dokcer"]).await.code(USAGE).complains("dokcer");
+}
+
+#[tokio::test]
 async fn check_reads_what_access_rests_on_and_explain_says_who_may_enter() {
     let folder = folder();
     let access = "[access]\nlink = true\nbasic = { users = \"users\" }\nrequire = \"any\"\n";

@@ -98,5 +98,8 @@ async fn the_route_runs_on_containers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_route_runs_on_virtual_machines() {
-    lives(edge("kind = \"qemu\""), &["paused", "suspended", "stopped", "removed"]).await;
+    let mut edge = edge("kind = \"process\"");
+    edge.kill();
+    edge.spawn(&["--engine", "main=qemu"]);
+    lives(edge, &["paused", "suspended", "stopped", "removed"]).await;
 }

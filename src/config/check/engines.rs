@@ -14,10 +14,10 @@ use std::{
 use super::Check;
 use crate::{
     config::{
-        DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
+        DockerConfig, DockerEndpoint, DockerTls, EngineConfig, Swap,
         engines::{EngineTable, KindWord},
     },
-    route::is_name,
+    route::{is_name, source::suggest},
 };
 
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
@@ -34,6 +34,20 @@ pub(super) fn default_engines() -> BTreeMap<String, EngineTable> {
 }
 
 impl Check<'_> {
+    /// Nothing of what the file says of another kind is left.
+    pub(super) fn swap(&mut self, tables: &mut BTreeMap<String, EngineTable>, swaps: &[Swap]) {
+        for Swap { name, kind } in swaps {
+            if let Some(table) = tables.get_mut(name) {
+                *table = EngineTable { running: table.running, ..EngineTable::of(*kind) };
+                continue;
+            }
+            let known: Vec<&str> = tables.keys().map(String::as_str).collect();
+            let hint = suggest(name, &known);
+            let wrong = format!("`--engine {name}=…`: no engine is called `{name}`");
+            self.found.value(&["engines"], wrong).hint = Some(hint);
+        }
+    }
+
     pub(super) fn running(
         &mut self,
         tables: &BTreeMap<String, EngineTable>,

@@ -10,6 +10,7 @@ mod daemon;
 #[path = "../support/dockerd.rs"]
 mod dockerd;
 mod existing;
+mod faults;
 mod gvisor;
 mod podman;
 mod refusals;

@@ -138,6 +138,33 @@ async fn a_full_disk_at_a_suspend_costs_the_memory_and_nothing_else() {
     bed.end(&engine).await;
 }
 
+/// Killed while its memory is half written.
+#[tokio::test]
+async fn a_machine_killed_in_the_middle_of_a_suspend_boots_from_its_disk() {
+    let (bed, alice) = (Bed::new(), alice());
+    let engine = bed.engine();
+    let spec = with_disk(spec(), bed.disk());
+    let first = engine.start(&alice, &spec, G1).await.unwrap();
+    assert_eq!(get(&first.address, "disk").await, "1");
+    let kill = async {
+        while !bed.has("memory.part") {
+            tokio::task::yield_now().await;
+        }
+        bed.signal("KILL");
+    };
+    let suspend = engine.sleep(&alice, &spec, Some(&first.life), Depth::Suspended);
+    let (suspended, ()) = tokio::join!(suspend, kill);
+    // The fleet asks again where it failed.
+    if suspended.is_err() {
+        engine.sleep(&alice, &spec, Some(&first.life), Depth::Suspended).await.unwrap();
+    }
+    bed.is_off(&engine).await;
+    assert!(!bed.has("memory") && !bed.has("memory.part"), "half a memory is left");
+    let second = engine.start(&alice, &spec, G2).await.unwrap();
+    assert_eq!(get(&second.address, "disk").await, "2");
+    bed.end(&engine).await;
+}
+
 #[tokio::test]
 async fn a_machine_outlives_its_edge_and_the_next_one_finds_it() {
     let (bed, alice) = (Bed::new(), alice());

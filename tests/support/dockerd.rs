@@ -65,6 +65,11 @@ impl Rig {
         self.rig("halt");
     }
 
+    /// Kills the daemon, as a crash would.
+    pub(crate) fn kill(&self) {
+        self.rig("kill");
+    }
+
     fn rig(&self, verb: &str) {
         let folder = self.folder.to_str().unwrap();
         let mut rig = script("dockerd-rig");

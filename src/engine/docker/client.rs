@@ -156,6 +156,10 @@ impl From<Refused> for Error {
                     409 => Error::Conflict(text),
                     _ if in_use => Error::Conflict(text),
                     400 | 404 => Error::Invalid(text),
+                    // It, or what stands before it, has too much to do.
+                    429 | 502..=504 => {
+                        Error::Unreachable(format!("the daemon answered {status}: {text}"))
+                    }
                     _ => Error::Failed(format!("the daemon answered {status}: {text}")),
                 }
             }

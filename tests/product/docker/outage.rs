@@ -1,6 +1,6 @@
 //! The Docker daemon goes away and comes back.
 
-use super::{Yard, hello};
+use super::{Events, Yard, hello};
 use crate::{
     dockerd,
     support::{client, witnessed},
@@ -120,3 +120,38 @@ async fn an_edge_that_starts_while_the_daemon_is_down_works_once_it_is_up() {
     wait_answered(&mut yard, "bob.test");
     assert_eq!(yard.crew.containers().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_killed_in_the_middle_of_a_start_and_of_a_stop_costs_neither_session() {
+    let rig = dockerd::own("killed", "");
+    let stubborn = hello("[idle]\nmin_awake = \"0s\"\nafter = \"1h\"\n")
+        .replace("{session}.test", "{session}.stubborn")
+        .replace("[instance.docker]\ngrace = \"1s\"", STUBBORN);
+    let mut yard = Yard::with(&rig, "", &[("demo", &hello("")), ("stubborn", &stubborn)]);
+    announce(&mut yard);
+    assert_eq!(yard.get("carol.stubborn", "/").await.0, 200);
+    yard.edge.wait_state("carol.stubborn", "idle");
+
+    // A stop that takes its whole grace, and a start that has just begun.
+    assert_eq!(yard.edge.admin_post("/v1/sessions/carol.stubborn/sleep?to=stopped").0, 202);
+    yard.edge.wait_state("carol.stubborn", "stopping");
+    let url = yard.edge.url("alice.test", "/");
+    let events = Events::of(&yard.crew);
+    let starting = tokio::spawn(async move { client().get(url).send().await });
+    yard.edge.wait_until("its container is made", |_| 0 < events.count("create"));
+    rig.kill();
+    let status = starting.await.expect("no panic").expect("an answer").status();
+    assert!([200, 502, 503].contains(&status.as_u16()), "{status}");
+
+    rig.start();
+    wait_answered(&mut yard, "alice.test");
+    yard.edge.wait_state("carol.stubborn", "asleep");
+    yard.wait_status("carol.stubborn", "exited");
+    assert_eq!(yard.crew.containers().len(), 2);
+    wait_answered(&mut yard, "carol.stubborn");
+    yard.edge.assert_lives();
+}
+
+/// It does not end before its grace is over.
+const STUBBORN: &str = "command = [\"sh\", \"-c\", \"trap : TERM; busybox httpd -p 8080 -h /www; \
+                        while :; do sleep 1; done\"]\n[instance.docker]\ngrace = \"10s\"";

@@ -65,12 +65,8 @@ impl Rig {
         self.rig("halt");
     }
 
-    /// Kills the daemon, as a crash would.
-    pub(crate) fn kill(&self) {
-        self.rig("kill");
-    }
-
-    fn rig(&self, verb: &str) {
+    /// A verb of `scripts/dockerd-rig`.
+    pub(crate) fn rig(&self, verb: &str) {
         let folder = self.folder.to_str().unwrap();
         let mut rig = script("dockerd-rig");
         let ran = rig.args([verb, folder]).env("DORMOUSE_RIG_ARGS", &self.more).output().unwrap();

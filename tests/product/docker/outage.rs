@@ -139,7 +139,7 @@ async fn a_daemon_that_is_killed_in_the_middle_of_a_start_and_of_a_stop_costs_ne
     let events = Events::of(&yard.crew);
     let starting = tokio::spawn(async move { client().get(url).send().await });
     yard.edge.wait_until("its container is made", |_| 0 < events.count("create"));
-    rig.kill();
+    rig.rig("kill");
     let status = starting.await.expect("no panic").expect("an answer").status();
     assert!([200, 502, 503].contains(&status.as_u16()), "{status}");
 

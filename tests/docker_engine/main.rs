@@ -14,6 +14,7 @@ mod faults;
 mod gvisor;
 mod podman;
 mod refusals;
+mod rootless;
 mod sleep;
 mod start;
 

@@ -1,8 +1,6 @@
 //! Each kind of engine has a row in `docs/engines.md` and a page whose settings and route work as
 //! they stand there.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::{fs, path::Path};
 
 use dormouse::{config::Config, route::Route};

@@ -22,8 +22,8 @@ use ipnet::IpNet;
 pub use {
     acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
     engines::{
-        CommandConfig, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, FlyConfig,
-        KubernetesConfig, QemuConfig, Swap,
+        CommandConfig, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, FirecrackerConfig,
+        FlyConfig, JailConfig, KubernetesConfig, QemuConfig, Swap,
     },
     file::{Limits, Shutdown, Timeouts},
     http::{GetBody, Http2, Underscores},

@@ -6,12 +6,14 @@
 mod alone;
 pub mod command;
 pub mod docker;
+pub mod firecracker;
 pub mod fly;
 pub mod kubernetes;
 mod poll;
 mod port;
 pub mod process;
 pub mod qemu;
+mod vm;
 
 use std::{fmt, sync::Arc, time::Duration};
 

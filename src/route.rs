@@ -60,6 +60,8 @@ pub enum EngineKind {
     Kubernetes,
     /// Virtual machines on this host.
     Qemu,
+    /// MicroVMs on this host.
+    Firecracker,
     /// Whatever the operator's own program starts, and the depths that it knows.
     Command(&'static [Depth]),
 }
@@ -73,6 +75,7 @@ impl EngineKind {
             Self::Fly => "fly",
             Self::Kubernetes => "kubernetes",
             Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
             Self::Command(_) => "command",
         }
     }
@@ -84,7 +87,9 @@ impl EngineKind {
             Self::Docker => &[Depth::Paused, Depth::Stopped, Depth::Removed],
             Self::Fly => &[Depth::Suspended, Depth::Stopped, Depth::Removed],
             Self::Kubernetes => &[Depth::Stopped, Depth::Removed],
-            Self::Qemu => &[Depth::Paused, Depth::Suspended, Depth::Stopped, Depth::Removed],
+            Self::Qemu | Self::Firecracker => {
+                &[Depth::Paused, Depth::Suspended, Depth::Stopped, Depth::Removed]
+            }
             Self::Command(depths) => depths,
         }
     }
@@ -225,7 +230,17 @@ fn sensitive(value: &str) -> Result<HeaderValue, http::header::InvalidHeaderValu
 /// engine's to fill in. One list, so that what is checked and what is rendered are the same.
 fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, &[&str])) {
     let Spec {
-        image, command, env, volumes, parameters, process, docker, kubernetes, qemu, ..
+        image,
+        command,
+        env,
+        volumes,
+        parameters,
+        process,
+        docker,
+        kubernetes,
+        qemu,
+        firecracker,
+        ..
     } = spec;
     for (index, argument) in command.iter_mut().enumerate() {
         each(&["instance", "command", &index.to_string()], argument, &host::RESERVED);
@@ -258,7 +273,7 @@ fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, 
     for (label, value) in &mut kubernetes.node_selector {
         each(&["instance", "kubernetes", "node_selector", label], value, &[]);
     }
-    let single: [(&[&str], &mut Option<String>); 16] = [
+    let single: [(&[&str], &mut Option<String>); 23] = [
         (&["instance", "image"], image),
         (&["instance", "process", "directory"], &mut process.directory),
         (&["instance", "docker", "container"], &mut docker.container),
@@ -275,6 +290,13 @@ fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, 
         (&["instance", "qemu", "initrd"], &mut qemu.initrd),
         (&["instance", "qemu", "append"], &mut qemu.append),
         (&["instance", "qemu", "disk"], &mut qemu.disk),
+        (&["instance", "firecracker", "kernel"], &mut firecracker.kernel),
+        (&["instance", "firecracker", "initrd"], &mut firecracker.initrd),
+        (&["instance", "firecracker", "append"], &mut firecracker.append),
+        (&["instance", "firecracker", "disk"], &mut firecracker.disk),
+        (&["instance", "firecracker", "tap"], &mut firecracker.tap),
+        (&["instance", "firecracker", "address"], &mut firecracker.address),
+        (&["instance", "firecracker", "golden"], &mut firecracker.golden),
     ];
     for (path, text) in single {
         if let Some(text) = text {

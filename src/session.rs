@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use spec::{DockerSpec, KubernetesSpec, Listen, ProcessSpec, QemuSpec, Spec};
+pub use spec::{DockerSpec, FirecrackerSpec, KubernetesSpec, Listen, ProcessSpec, QemuSpec, Spec};
 
 /// The thing that sleeps and wakes. Its canonical host (`alice.localhost`, lower case, no port) is
 /// its identity: one host is one session, whichever route serves it.

@@ -7,7 +7,8 @@ use std::{fs, path::Path, time::Duration};
 use dormouse::{
     config::{
         AdminAddress, ClientAuth, CommandConfig, Config, DockerConfig, DockerEndpoint, DockerTls,
-        EngineConfig, FlyConfig, GetBody, KubernetesConfig, QemuConfig, TlsVersion, Underscores,
+        EngineConfig, FirecrackerConfig, FlyConfig, GetBody, JailConfig, KubernetesConfig,
+        QemuConfig, TlsVersion, Underscores,
     },
     route::{EngineKind, Route, RouteError, load_dir},
     schema::{SchemaFile, reference},
@@ -185,7 +186,7 @@ kind = "dokcer"
         "dormouse.toml:8:9: `30 potatoes` is no duration, expected a duration such as \"30s\", \
          \"15m\" or \"2h\"",
         "dormouse.toml:10:8: unknown value `dokcer`; did you mean `docker`? known: `process`, \
-         `docker`, `command`, `fly`, `kubernetes`, `qemu`",
+         `docker`, `command`, `fly`, `kubernetes`, `qemu`, `firecracker`",
     ];
     assert_eq!(errors(text), expected);
 }
@@ -368,9 +369,60 @@ kvm = false
         Ok(())
     );
     let error = route(boots).unwrap_err();
-    assert!(error.contains("accepts for a guest that does not listen yet"), "{error}");
+    assert!(error.contains("the way in is open before the guest listens"), "{error}");
     let error = route("ready.probe = \"http\"").unwrap_err();
     assert!(error.contains("nothing says what the machine boots"), "{error}");
+}
+
+#[test]
+fn micro_vms_are_an_engine() {
+    let text = r#"
+[engines.plain]
+kind = "firecracker"
+[engines.jailed]
+kind = "firecracker"
+call_timeout = "5s"
+[engines.jailed.firecracker]
+program = "/opt/firecracker"
+clock_realtime = true
+[engines.jailed.firecracker.jailer]
+uid = 4000
+gid = 4001
+"#;
+    let config = parse(text).unwrap();
+    let plain = FirecrackerConfig {
+        program: "firecracker".into(),
+        jail: None,
+        clock_realtime: false,
+        call_timeout: Duration::from_secs(60),
+    };
+    let jailed = FirecrackerConfig {
+        program: "/opt/firecracker".into(),
+        jail: Some(JailConfig { program: "jailer".into(), uid: 4000, gid: 4001 }),
+        clock_realtime: true,
+        call_timeout: Duration::from_secs(5),
+    };
+    assert_eq!(config.engines["plain"], EngineConfig::Firecracker(plain));
+    assert_eq!(config.engines["jailed"], EngineConfig::Firecracker(jailed));
+    let wrong = errors(&text.replace("uid = 4000", "uid = 0").replace("/opt/fire", "fire"));
+    assert!(wrong[0].contains("`program` is an absolute path"), "{wrong:?}");
+    assert!(wrong[1].contains("a jail of root is none"), "{wrong:?}");
+
+    let route = |more: &str| {
+        let text =
+            format!("host = \"{{s}}.b\"\nengine = \"plain\"\nready.probe = \"http\"\n{more}\n");
+        let parsed = Route::parse("a", Path::new("a.toml"), &text, &config.engine_kinds());
+        parsed.map(drop).map_err(|errors| errors[0].to_string())
+    };
+    assert_eq!(
+        route("[instance.firecracker]\nkernel = \"k\"\n[instance]\nisolation = \"vm\""),
+        Ok(())
+    );
+    assert_eq!(route("[instance.firecracker]\ngolden = \"g-{s}\""), Ok(()));
+    let error = route("").unwrap_err();
+    assert!(error.contains("nothing says what the machine boots"), "{error}");
+    let error = route("[instance.firecracker]\nkernel = \"k\"\ntap = \"t-{s}\"").unwrap_err();
+    assert!(error.contains("`tap` and `address` go together"), "{error}");
 }
 
 #[test]

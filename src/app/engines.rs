@@ -4,13 +4,14 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     config::{
-        CommandConfig, Config, DockerConfig, DockerEndpoint, EngineConfig, FlyConfig,
-        KubernetesConfig, QemuConfig,
+        CommandConfig, Config, DockerConfig, DockerEndpoint, EngineConfig, FirecrackerConfig,
+        FlyConfig, JailConfig, KubernetesConfig, QemuConfig,
     },
     engine::{
         Engine, Error,
         command::{self, Command},
         docker::{self, Docker},
+        firecracker::{self, Firecracker},
         fly::{self, Fly},
         kubernetes::{self, Kubernetes},
         process::Process,
@@ -40,6 +41,11 @@ pub(super) fn build(
         EngineConfig::Qemu(qemu) => {
             let state = config.paths.state.join("engines").join(name);
             Arc::new(Qemu::new(qemu_config(qemu, state, config.base.clone()))?)
+        }
+        EngineConfig::Firecracker(firecracker) => {
+            let state = config.paths.state.join("engines").join(name);
+            let config = firecracker_config(firecracker, state, config.base.clone());
+            Arc::new(Firecracker::new(config)?)
         }
         EngineConfig::Docker(docker) => Arc::new(Docker::new(docker_config(docker))?),
     })
@@ -80,6 +86,16 @@ fn kubernetes_config(config: &KubernetesConfig) -> kubernetes::Config {
 fn qemu_config(config: &QemuConfig, state: PathBuf, base: PathBuf) -> qemu::Config {
     let QemuConfig { program, image_program, kvm, call_timeout } = config.clone();
     qemu::Config { program, image_program, kvm, state, base, call_timeout }
+}
+
+fn firecracker_config(
+    config: &FirecrackerConfig,
+    state: PathBuf,
+    base: PathBuf,
+) -> firecracker::Config {
+    let FirecrackerConfig { program, jail, clock_realtime, call_timeout } = config.clone();
+    let jail = jail.map(|JailConfig { program, uid, gid }| firecracker::Jail { program, uid, gid });
+    firecracker::Config { program, jail, clock_realtime, state, base, call_timeout }
 }
 
 fn docker_config(config: &DockerConfig) -> docker::Config {

@@ -1,6 +1,7 @@
 //! `[engines.NAME]`: its shape, and what it means.
 
 mod command;
+mod firecracker;
 mod fly;
 mod kubernetes;
 mod qemu;
@@ -11,10 +12,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use command::CommandTable;
+pub(crate) use firecracker::{FirecrackerTable, JailerTable};
 pub(crate) use fly::FlyTable;
 pub(crate) use kubernetes::KubernetesTable;
 pub(crate) use qemu::QemuTable;
-pub use {command::CommandConfig, fly::FlyConfig, kubernetes::KubernetesConfig, qemu::QemuConfig};
+pub use {
+    command::CommandConfig,
+    firecracker::{FirecrackerConfig, JailConfig},
+    fly::FlyConfig,
+    kubernetes::KubernetesConfig,
+    qemu::QemuConfig,
+};
 
 use crate::route::{EngineKind, text::DurationText};
 
@@ -24,7 +32,8 @@ use crate::route::{EngineKind, text::DurationText};
 pub(crate) struct EngineTable {
     /// `"process"`: a command per session on this machine. `"docker"`: containers of a Docker
     /// daemon. `"command"`: whatever a program of your own starts. `"fly"`: machines of a Fly app.
-    /// `"kubernetes"`: Pods of a cluster. `"qemu"`: virtual machines on this one.
+    /// `"kubernetes"`: Pods of a cluster. `"qemu"`: virtual machines on this one. `"firecracker"`:
+    /// microVMs on this one.
     pub(crate) kind: KindWord,
     /// The most instances that are awake, waking or stopping at once; `limits.when_full` of a route
     /// says what becomes of one more. Default: as many as come.
@@ -38,6 +47,8 @@ pub(crate) struct EngineTable {
     pub(crate) kubernetes: Option<KubernetesTable>,
     /// For `kind = "qemu"`.
     pub(crate) qemu: Option<QemuTable>,
+    /// For `kind = "firecracker"`.
+    pub(crate) firecracker: Option<FirecrackerTable>,
     /// Where the Docker daemon is: `unix:///path`, `tcp://HOST:PORT`, `https://HOST:PORT` (TLS) or
     /// `ssh://[USER@]HOST[:PORT]`. Default: `DOCKER_HOST` (with `DOCKER_TLS_VERIFY` and
     /// `DOCKER_CERT_PATH`), else `unix:///var/run/docker.sock`.
@@ -66,6 +77,7 @@ pub(crate) enum KindWord {
     Fly,
     Kubernetes,
     Qemu,
+    Firecracker,
 }
 
 /// What an engine's name means for one run: `NAME=KIND`, with the kind's defaults.
@@ -97,6 +109,7 @@ impl EngineTable {
             fly: None,
             kubernetes: None,
             qemu: None,
+            firecracker: None,
             endpoint: None,
             tls_ca: None,
             tls_cert: None,
@@ -122,6 +135,8 @@ pub enum EngineConfig {
     Kubernetes(KubernetesConfig),
     /// Virtual machines on this host.
     Qemu(QemuConfig),
+    /// MicroVMs on this host.
+    Firecracker(FirecrackerConfig),
 }
 
 /// `[engines.NAME]` with `kind = "docker"`.
@@ -170,6 +185,7 @@ impl EngineConfig {
             Self::Docker(_) => EngineKind::Docker,
             Self::Kubernetes(_) => EngineKind::Kubernetes,
             Self::Qemu(_) => EngineKind::Qemu,
+            Self::Firecracker(_) => EngineKind::Firecracker,
             Self::Command(command) => EngineKind::Command(command.depths),
             Self::Fly(_) => EngineKind::Fly,
         }

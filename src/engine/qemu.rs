@@ -6,7 +6,6 @@
 
 mod accelerator;
 mod arguments;
-mod folder;
 mod memory;
 mod monitor;
 mod process;
@@ -15,7 +14,7 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -31,15 +30,27 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use self::{
-    arguments::Accelerator,
-    folder::{Base, DISK, Folder, MONITOR, Record},
-    monitor::Monitor,
-    process::Unborn,
+use self::{arguments::Accelerator, monitor::Monitor, process::Unborn};
+use super::{
+    Engine, EngineEvent, Error, Instance, Life, Started,
+    alone::Alone,
+    port::Port,
+    vm::{
+        self, disk,
+        folder::{self, Base, Folder, Record},
+        grace, new_life,
+    },
 };
-use super::{Engine, EngineEvent, Error, Instance, Life, Started, alone::Alone, port::Port};
 use crate::session::{Address, Depth, Generation, QemuSpec, SessionId, Spec};
 
+/// The session's own disk, over the base image.
+const DISK: &str = "disk.qcow2";
+/// The monitor's socket.
+const MONITOR: &str = "monitor";
+/// Where memory goes out and comes in.
+const CHANNEL: &str = "channel";
+/// What the guest finds as `opt/dormouse/env`.
+const ENVIRONMENT: &str = "environment";
 /// Events that a slow subscriber may be behind; then it is told to list everything.
 const EVENTS_MAX: usize = 1024;
 /// How often another port is tried when somebody took the one that was free.
@@ -194,7 +205,7 @@ impl Shared {
         if folder.is_alive().map_err(io)? {
             return self.resume(session, &folder, generation).await;
         }
-        if !folder.fits_sockets() {
+        if ![CHANNEL, MONITOR].iter().all(|name| folder.fits_socket(name)) {
             return Err(Error::Invalid(
                 "the state folder's path is too long for unix sockets: shorten [paths] state"
                     .into(),
@@ -204,7 +215,7 @@ impl Shared {
         let before = folder.record().map_err(io)?;
         let base = self.prepare_disk(&folder, spec, before.as_ref()).await?;
         let environment = arguments::environment(spec);
-        folder.write_private(folder::ENVIRONMENT, environment.as_bytes()).map_err(io)?;
+        folder.write_private(ENVIRONMENT, environment.as_bytes()).map_err(io)?;
         let machine = arguments::machine(self.accelerator().await?, session, &self.absolute(spec));
         let generation = before.map_or(0, |record| record.generation).max(generation.0);
         let record = Record {
@@ -214,6 +225,7 @@ impl Shared {
             memory: arguments::memory(spec),
             fingerprint: arguments::fingerprint(&machine, &environment),
             port: 0,
+            address: None,
             paused: false,
             base,
             grace_ms: u64::try_from(spec.qemu.grace.as_millis()).unwrap_or(u64::MAX),
@@ -234,6 +246,8 @@ impl Shared {
         let io = |e: io::Error| disk(folder, &e);
         let lost = || Error::Failed("a machine runs and its record is lost".to_owned());
         let mut record = folder.record().map_err(io)?.ok_or_else(lost)?;
+        // One that was to be suspended when its edge died has its memory in a file, too.
+        folder.forget_memory().map_err(io)?;
         Monitor::open(&folder.file(MONITOR)).await?.resume().await?;
         record.paused = false;
         record.generation = record.generation.max(generation.0);
@@ -440,8 +454,8 @@ impl Shared {
         let (shared, session, closing) = (self.clone(), session.clone(), self.closing.clone());
         self.tasks.spawn(closing.run_until_cancelled_owned(async move {
             match child {
-                Some(child) => process::attend(child).await,
-                None => process::watch(&folder).await,
+                Some(child) => vm::process::attend(child).await,
+                None => vm::process::watch(&folder).await,
             }
             shared.watched.remove_if(&session, |_, watched| *watched == life);
             let _ = shared.events.send(session); // no subscriber is no loss
@@ -452,19 +466,4 @@ impl Shared {
 fn started(record: &Record) -> Started {
     let address = Address::Tcp(([127, 0, 0, 1], record.port).into());
     Started { address, life: record.life() }
-}
-
-/// A spec may be that of no route; the machine's own knows its grace.
-fn grace(record: &Record) -> Duration {
-    Duration::from_millis(record.grace_ms)
-}
-
-/// No two starts of one machine are in the same nanosecond.
-fn new_life() -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("{:x}", since.as_nanos())
-}
-
-fn disk(folder: &Folder, error: &io::Error) -> Error {
-    Error::Failed(format!("the machine's folder {}: {error}", folder.path().display()))
 }

@@ -151,8 +151,9 @@ impl Check<'_> {
                 }
             }
         }
-        if probe == ProbeWord::Tcp && self.kind == Some(EngineKind::Qemu) {
-            let wrong = "QEMU accepts for a guest that does not listen yet";
+        let vm = matches!(self.kind, Some(EngineKind::Qemu | EngineKind::Firecracker));
+        if vm && probe == ProbeWord::Tcp {
+            let wrong = "the way in is open before the guest listens";
             self.found.value(&["ready", "probe"], wrong).hint = Some("use probe = \"http\"".into());
         }
         if status.is_some_and(|status| !(100..=599).contains(&status)) {

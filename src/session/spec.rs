@@ -1,11 +1,12 @@
 //! What an instance is made from: a route's `[instance]` tables with every capture filled in.
 
+mod firecracker;
 mod kubernetes;
 mod qemu;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-pub use {kubernetes::KubernetesSpec, qemu::QemuSpec};
+pub use {firecracker::FirecrackerSpec, kubernetes::KubernetesSpec, qemu::QemuSpec};
 
 /// One instance's template. An engine reads the common part and its own kind's part.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -36,6 +37,8 @@ pub struct Spec {
     pub kubernetes: KubernetesSpec,
     /// What the QEMU engine alone knows.
     pub qemu: QemuSpec,
+    /// What the Firecracker engine alone knows.
+    pub firecracker: FirecrackerSpec,
 }
 
 impl fmt::Debug for Spec {

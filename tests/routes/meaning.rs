@@ -5,8 +5,8 @@ use std::time::Duration;
 use dormouse::{
     route::{Protocol, RouteTable, WakeOn},
     session::{
-        Depth, DockerSpec, KubernetesSpec, Listen, Policy, Probe, ProcessSpec, QemuSpec, Rung,
-        Spec, UpstreamTls,
+        Depth, DockerSpec, FirecrackerSpec, KubernetesSpec, Listen, Policy, Probe, ProcessSpec,
+        QemuSpec, Rung, Spec, UpstreamTls,
     },
 };
 
@@ -80,6 +80,17 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         outbound: true,
         grace: Duration::from_secs(6),
     };
+    let firecracker = FirecrackerSpec {
+        kernel: some("vmlinux"),
+        initrd: some("initrd-alice"),
+        append: some("quiet session=alice"),
+        disk: some("desk-alice.ext4"),
+        tap: some("tap-alice"),
+        address: some("172.16.0.2"),
+        golden: some("golden/alice"),
+        vmgenid: true,
+        grace: Duration::from_secs(7),
+    };
     let env = [("SESSION", "alice"), ("WHERE", "{host}:{port}")];
     let expected = Spec {
         image: some("desk:alice"),
@@ -95,6 +106,7 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         docker,
         kubernetes,
         qemu,
+        firecracker,
     };
     assert_eq!(plan.spec, expected);
     assert_eq!(plan.probe, Probe::Http { path: "/ready?of=alice".into(), status: Some(204) });

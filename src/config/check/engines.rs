@@ -1,6 +1,7 @@
 //! `[engines.NAME]` becomes an [`EngineConfig`].
 
 mod command;
+mod firecracker;
 mod fly;
 mod kubernetes;
 mod qemu;
@@ -80,6 +81,7 @@ impl Check<'_> {
                 KindWord::Command => EngineConfig::Command(self.command(&name, table)),
                 KindWord::Kubernetes => EngineConfig::Kubernetes(self.kubernetes(&name, table)),
                 KindWord::Qemu => EngineConfig::Qemu(self.qemu(&name, table)),
+                KindWord::Firecracker => EngineConfig::Firecracker(self.firecracker(&name, table)),
             };
             engines.insert(name, engine);
         }
@@ -87,8 +89,8 @@ impl Check<'_> {
     }
 
     fn of_other_kinds(&mut self, name: &str, table: &EngineTable) {
-        use KindWord::{Command, Docker, Fly, Kubernetes, Qemu};
-        let keys: [(&str, bool, &[KindWord], &str); 10] = [
+        use KindWord::{Command, Docker, Firecracker, Fly, Kubernetes, Qemu};
+        let keys: [(&str, bool, &[KindWord], &str); 11] = [
             ("endpoint", table.endpoint.is_some(), &[Docker], "\"docker\""),
             ("tls_ca", table.tls_ca.is_some(), &[Docker], "\"docker\""),
             ("tls_cert", table.tls_cert.is_some(), &[Docker], "\"docker\""),
@@ -102,12 +104,13 @@ impl Check<'_> {
             (
                 "call_timeout",
                 table.call_timeout.is_some(),
-                &[Docker, Command, Fly, Kubernetes, Qemu],
-                "\"docker\", \"command\", \"fly\", \"kubernetes\" or \"qemu\"",
+                &[Docker, Command, Fly, Kubernetes, Qemu, Firecracker],
+                "\"docker\", \"command\", \"fly\", \"kubernetes\", \"qemu\" or \"firecracker\"",
             ),
             ("fly", table.fly.is_some(), &[Fly], "\"fly\""),
             ("command", table.command.is_some(), &[Command], "\"command\""),
             ("qemu", table.qemu.is_some(), &[Qemu], "\"qemu\""),
+            ("firecracker", table.firecracker.is_some(), &[Firecracker], "\"firecracker\""),
             ("kubernetes", table.kubernetes.is_some(), &[Kubernetes], "\"kubernetes\""),
         ];
         for (key, is_there, kinds, said) in keys {

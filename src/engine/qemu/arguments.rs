@@ -4,8 +4,11 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::folder;
-use crate::session::{SessionId, Spec};
+use super::{DISK, ENVIRONMENT, MONITOR};
+use crate::{
+    engine::vm::folder::PID,
+    session::{SessionId, Spec},
+};
 
 /// The port that an instance listens on when its route names none.
 const PORT: u16 = 8080;
@@ -61,7 +64,7 @@ pub(super) fn machine(accelerator: Accelerator, session: &SessionId, spec: &Spec
         add("append", append.clone());
     }
     if qemu.disk.is_some() {
-        let drive = format!("if=none,id=disk,file={},format=qcow2,discard=unmap", folder::DISK);
+        let drive = format!("if=none,id=disk,file={},format=qcow2,discard=unmap", DISK);
         add("drive", drive);
         add("device", "virtio-blk-pci,drive=disk".to_owned());
     }
@@ -72,7 +75,7 @@ pub(super) fn machine(accelerator: Accelerator, session: &SessionId, spec: &Spec
     // Commas are doubled: they part options.
     let host = session.host().replace(',', ",,");
     add("fw_cfg", format!("name=opt/dormouse/session,string={host}"));
-    add("fw_cfg", format!("name=opt/dormouse/env,file={}", folder::ENVIRONMENT));
+    add("fw_cfg", format!("name=opt/dormouse/env,file={}", ENVIRONMENT));
     words
 }
 
@@ -97,9 +100,9 @@ pub(super) fn meeting(spec: &Spec, host_port: u16, resumes: bool) -> Vec<String>
         (spec.port.unwrap_or(PORT), if spec.qemu.outbound { "off" } else { "on" });
     let network =
         format!("user,id=net,restrict={restrict},hostfwd=tcp:127.0.0.1:{host_port}-:{guest_port}");
-    let monitor = format!("unix:{},server=on,wait=off", folder::MONITOR);
+    let monitor = format!("unix:{},server=on,wait=off", MONITOR);
     let mut words = vec!["-nodefaults", "-no-user-config", "-display", "none"];
-    words.extend(["-netdev", &network, "-qmp", &monitor, "-pidfile", folder::PID]);
+    words.extend(["-netdev", &network, "-qmp", &monitor, "-pidfile", PID]);
     words.extend(["-sandbox", SANDBOX]);
     if resumes {
         words.extend(["-incoming", "defer", "-S"]);

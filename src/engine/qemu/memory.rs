@@ -10,12 +10,14 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    disk,
-    folder::{CHANNEL, Folder, MEMORY, Record, Saved},
-    monitor::Monitor,
+use super::{CHANNEL, monitor::Monitor};
+use crate::engine::{
+    Error,
+    vm::{
+        disk,
+        folder::{Folder, MEMORY, Record, Saved},
+    },
 };
-use crate::engine::Error;
 
 /// More than a machine's memory takes what describes it and its devices.
 const DEVICES: u64 = 256 << 20;
@@ -50,7 +52,7 @@ pub(super) async fn save(
     let received = async { receive.await.map_err(io) };
     let kept = match tokio::try_join!(received, send) {
         Ok((length, ())) => {
-            let saved = Saved { fingerprint: record.fingerprint.clone(), length };
+            let saved = Saved { fingerprint: record.fingerprint.clone(), length, state_length: 0 };
             folder.keep_memory(&saved).map_err(io)
         }
         Err(error) => Err(error),

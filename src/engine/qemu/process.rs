@@ -1,26 +1,27 @@
 //! A machine's process: its start, its end, and who waits for it.
 
-use std::{io, os::fd::OwnedFd, path::Path, process::Stdio, time::Duration};
+use std::{io, path::Path, process::Stdio, time::Duration};
 
-use rustix::process::{Signal, pidfd_send_signal};
 use tokio::{
-    io::{AsyncReadExt as _, Interest, unix::AsyncFd},
+    io::AsyncReadExt as _,
     process::{Child, ChildStderr, Command},
     time::{Instant, sleep, timeout},
 };
 
-use super::{
-    folder::{Folder, MONITOR, PID},
-    monitor::Monitor,
+use super::{MONITOR, monitor::Monitor};
+use crate::engine::{
+    Error,
+    vm::{
+        self,
+        folder::{Folder, PID},
+        process::{ended, kill, living},
+    },
 };
-use crate::engine::Error;
 
 /// Between two looks whether the monitor listens.
 const LOOK: Duration = Duration::from_millis(2);
 /// No more of what QEMU says when it gives up.
 const WORDS_MAX: u64 = 4096;
-/// What is killed is gone by then, unless the kernel keeps it.
-const KILL_MAX: Duration = Duration::from_secs(10);
 /// A machine that was told to quit writes out its disks first.
 const QUIT_MAX: Duration = Duration::from_secs(5);
 /// What a machine gets of the edge's environment. All else stays here: it may be a secret.
@@ -40,7 +41,7 @@ pub(super) async fn start(
     arguments: &[String],
     limit: Duration,
 ) -> Result<(Child, Monitor), Unborn> {
-    let disk = |error: io::Error| Unborn::Error(super::disk(folder, &error));
+    let disk = |error: io::Error| Unborn::Error(vm::disk(folder, &error));
     folder.forget(&[MONITOR, PID]).map_err(disk)?;
     let inherited = INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     let spawned = Command::new(program)
@@ -100,22 +101,10 @@ async fn last_words(words: &mut Option<ChildStderr>) -> Unborn {
     Unborn::Error(Error::Failed(format!("the machine did not start: {}", text.trim())))
 }
 
-/// Waits for the end of a machine that we started, and takes its process away.
-pub(super) async fn attend(mut child: Child) {
-    let words = child.stderr.take();
-    let drain = async {
-        if let Some(mut words) = words {
-            // A guest can make QEMU complain without end; nobody keeps it.
-            let _ = tokio::io::copy(&mut words, &mut tokio::io::sink()).await;
-        }
-    };
-    let _ = tokio::join!(child.wait(), drain);
-}
-
 /// Ends the folder's machine: by its power button within `grace`, by its monitor, by force.
 pub(super) async fn end(folder: &Folder, grace: Duration) -> Result<(), Error> {
     let Some(process) = living(folder).await? else { return Ok(()) };
-    let ended = ended(process.try_clone().map_err(|error| super::disk(folder, &error))?);
+    let ended = ended(process.try_clone().map_err(|error| vm::disk(folder, &error))?);
     tokio::pin!(ended);
     let monitor = Monitor::open(&folder.file(MONITOR)).await;
     if let Ok(monitor) = &monitor {
@@ -130,46 +119,5 @@ pub(super) async fn end(folder: &Folder, grace: Duration) -> Result<(), Error> {
             return Ok(());
         }
     }
-    match pidfd_send_signal(&process, Signal::KILL) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => return Err(Error::Failed(format!("cannot kill the machine: {error}"))),
-    }
-    timeout(KILL_MAX, ended).await.map_err(|_| Error::Timeout { call: "KILL", after: KILL_MAX })
-}
-
-/// Waits for the end of the folder's machine, whoever started it.
-pub(super) async fn watch(folder: &Folder) {
-    match living(folder).await {
-        Ok(Some(process)) => ended(process).await,
-        Ok(None) => {}
-        Err(error) => tracing::warn!(%error, "cannot watch a machine"),
-    }
-}
-
-/// Who begins has not said yet which process it is, and who ends says so no more: for a moment.
-async fn living(folder: &Folder) -> Result<Option<OwnedFd>, Error> {
-    let io = |error: io::Error| super::disk(folder, &error);
-    let deadline = Instant::now() + KILL_MAX;
-    while Instant::now() < deadline {
-        if let Some(process) = folder.process().map_err(io)? {
-            return Ok(Some(process));
-        }
-        if !folder.is_alive().map_err(io)? {
-            return Ok(None);
-        }
-        sleep(LOOK).await;
-    }
-    Err(Error::Failed("a machine runs and does not say as which process".to_owned()))
-}
-
-async fn ended(process: OwnedFd) {
-    #[expect(
-        deprecated,
-        reason = "unsound for types that share their descriptor; OwnedFd does not"
-    )]
-    let process = AsyncFd::with_interest(process, Interest::READABLE);
-    match process {
-        Ok(process) => drop(process.readable().await),
-        Err(error) => tracing::warn!(%error, "cannot wait for a machine's end"),
-    }
+    kill(process).await
 }

@@ -13,7 +13,7 @@ use crate::{
         file::instance::{DockerTable, InstanceTable, ListenWord, ProcessTable, Publish},
         template_strings,
     },
-    session::{DockerSpec, Listen, ProcessSpec, Spec},
+    session::{DockerSpec, FirecrackerSpec, Listen, ProcessSpec, Spec},
 };
 
 const CPUS_MAX: f64 = 4096.0;
@@ -36,6 +36,7 @@ impl Check<'_> {
             docker,
             kubernetes,
             qemu,
+            firecracker,
         } = table;
         let mut spec = Spec {
             image,
@@ -51,6 +52,7 @@ impl Check<'_> {
             process: process_spec(process),
             docker: self.docker(docker),
             qemu: qemu.into(),
+            firecracker: firecracker.into(),
         };
         for (key, is_zero) in [("port", port == Some(0)), ("pids", pids == Some(0))] {
             if is_zero {
@@ -99,11 +101,25 @@ impl Check<'_> {
                 self.found.value(&["instance", "qemu"], wrong).hint =
                     Some("set instance.qemu.kernel or instance.qemu.disk".into());
             }
+            Some(EngineKind::Firecracker) => self.firecracker(&spec.firecracker),
             Some(EngineKind::Kubernetes) if spec.image.is_none() => {
                 let wrong = "nothing says what the Pod runs: set instance.image";
                 self.found.value(&["instance", "image"], wrong);
             }
             _ => {}
+        }
+    }
+
+    fn firecracker(&mut self, spec: &FirecrackerSpec) {
+        let FirecrackerSpec { kernel, golden, tap, address, .. } = spec;
+        if kernel.is_none() && golden.is_none() {
+            let wrong = "nothing says what the machine boots";
+            self.found.value(&["instance", "firecracker"], wrong).hint =
+                Some("set instance.firecracker.kernel or instance.firecracker.golden".into());
+        }
+        if tap.is_some() != address.is_some() {
+            let wrong = "`tap` and `address` go together: the guest's address is behind the tap";
+            self.found.value(&["instance", "firecracker"], wrong);
         }
     }
 

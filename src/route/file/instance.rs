@@ -1,5 +1,6 @@
 //! `[instance]`: what an instance is made from, and what one kind of engine alone knows of it.
 
+mod firecracker;
 mod kubernetes;
 mod qemu;
 
@@ -11,7 +12,7 @@ use serde::{
     de::{Error, Visitor},
 };
 
-pub(crate) use {kubernetes::KubernetesTable, qemu::QemuTable};
+pub(crate) use {firecracker::FirecrackerTable, kubernetes::KubernetesTable, qemu::QemuTable};
 
 use crate::route::text::{DurationText, Secret, SizeText};
 
@@ -61,6 +62,8 @@ pub(crate) struct InstanceTable {
     pub(crate) kubernetes: KubernetesTable,
     /// What the QEMU engine alone knows. Checked, and not used by other engines.
     pub(crate) qemu: QemuTable,
+    /// What the Firecracker engine alone knows. Checked, and not used by other engines.
+    pub(crate) firecracker: FirecrackerTable,
 }
 
 /// Weakest first.

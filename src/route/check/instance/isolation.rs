@@ -22,7 +22,9 @@ fn given(kind: EngineKind, spec: &Spec) -> (Option<IsolationWord>, &'static str)
     match kind {
         EngineKind::Process => (None, "a process sees its host: use another engine"),
         EngineKind::Command(_) => (None, "what a program of yours makes is not known here"),
-        EngineKind::Fly | EngineKind::Qemu => (Some(IsolationWord::Vm), ""),
+        EngineKind::Fly | EngineKind::Qemu | EngineKind::Firecracker => {
+            (Some(IsolationWord::Vm), "")
+        }
         EngineKind::Docker => match &spec.docker {
             DockerSpec { container: None, label: None, runtime, .. } => (
                 Some(of_runtime(runtime.as_deref())),

@@ -6,6 +6,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io,
+    net::SocketAddr,
     os::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -22,56 +23,56 @@ use crate::{
     session::{Depth, Generation, SessionId},
 };
 
-/// The session's own disk, over the base image.
-pub(super) const DISK: &str = "disk.qcow2";
-/// The monitor's socket.
-pub(super) const MONITOR: &str = "monitor";
-/// Where memory goes out and comes in.
-pub(super) const CHANNEL: &str = "channel";
-/// Written by the machine's process.
-pub(super) const PID: &str = "pid";
-/// What the guest finds as `opt/dormouse/env`.
-pub(super) const ENVIRONMENT: &str = "environment";
 /// A suspended machine's memory, whole.
-pub(super) const MEMORY: &str = "memory";
-const MEMORY_PART: &str = "memory.part";
+pub(in crate::engine) const MEMORY: &str = "memory";
+pub(in crate::engine) const MEMORY_PART: &str = "memory.part";
+/// What describes a suspended machine beside its memory, where its memory's file does not.
+pub(in crate::engine) const STATE: &str = "state";
+pub(in crate::engine) const STATE_PART: &str = "state.part";
 const SAVED: &str = "memory.json";
 const RECORD: &str = "machine.json";
 const LOCK: &str = "lock";
+/// Ours alone; all others are where the machine's process sees them.
+const OURS: [&str; 4] = [RECORD, SAVED, LOCK, PID];
+/// Written by the machine's process, or by who started it.
+pub(in crate::engine) const PID: &str = "pid";
 /// What a unix socket's address holds, without the final zero.
 const SOCKET_PATH_MAX: usize = 107;
 
 /// What outlives the edge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub(super) session: String,
-    pub(super) generation: u64,
+pub(in crate::engine) struct Record {
+    pub(in crate::engine) session: String,
+    pub(in crate::engine) generation: u64,
     /// Of its latest process, dead or alive.
-    pub(super) life: String,
-    /// On 127.0.0.1.
-    pub(super) port: u16,
+    pub(in crate::engine) life: String,
+    /// Of 127.0.0.1, or of the guest's vsock.
+    pub(in crate::engine) port: u16,
+    /// Where it is reached, if by an address of its own.
+    #[serde(default)]
+    pub(in crate::engine) address: Option<SocketAddr>,
     /// By us.
-    pub(super) paused: bool,
+    pub(in crate::engine) paused: bool,
     /// Of the machine as it was started, for when its route is another one.
-    pub(super) fingerprint: String,
+    pub(in crate::engine) fingerprint: String,
     /// Its memory's size in bytes.
-    pub(super) memory: u64,
+    pub(in crate::engine) memory: u64,
     /// What its disk lies over.
-    pub(super) base: Option<Base>,
+    pub(in crate::engine) base: Option<Base>,
     /// Of the route that started it, for when that route is gone.
-    pub(super) grace_ms: u64,
+    pub(in crate::engine) grace_ms: u64,
 }
 
 /// A base image as it was when a disk was laid over it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Base {
-    pub(super) path: PathBuf,
+pub(in crate::engine) struct Base {
+    pub(in crate::engine) path: PathBuf,
     length: u64,
     modified_ns: u64,
 }
 
 impl Base {
-    pub(super) fn of(path: &Path) -> io::Result<Self> {
+    pub(in crate::engine) fn of(path: &Path) -> io::Result<Self> {
         let is = fs::metadata(path)?;
         let modified = is.modified()?.duration_since(std::time::UNIX_EPOCH);
         let modified_ns =
@@ -82,66 +83,89 @@ impl Base {
 
 /// A memory that was written to its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Saved {
+pub(in crate::engine) struct Saved {
     /// Of the machine that wrote it.
-    pub(super) fingerprint: String,
-    pub(super) length: u64,
+    pub(in crate::engine) fingerprint: String,
+    pub(in crate::engine) length: u64,
+    /// Of what describes it beside, if that is a file of its own.
+    #[serde(default)]
+    pub(in crate::engine) state_length: u64,
 }
 
 impl Record {
-    pub(super) fn life(&self) -> Life {
+    pub(in crate::engine) fn life(&self) -> Life {
         Life::new(self.life.as_str())
     }
 }
 
 /// One machine's.
 #[derive(Clone, Debug)]
-pub(super) struct Folder {
+pub(in crate::engine) struct Folder {
     path: PathBuf,
+    /// Where the machine's process works: the same, or its jail.
+    work: PathBuf,
 }
 
 impl Folder {
     /// Short, as a socket's path must be.
-    pub(super) fn of(root: &Path, session: &SessionId) -> Self {
+    pub(in crate::engine) fn of(root: &Path, session: &SessionId) -> Self {
         let digest = Sha256::digest(session.host());
         let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Self { path: root.join(name) }
+        Self::at(root.join(name))
     }
 
-    pub(super) fn all(root: &Path) -> io::Result<Vec<Self>> {
-        fs::read_dir(root)?.map(|entry| Ok(Self { path: entry?.path() })).collect()
+    fn at(path: PathBuf) -> Self {
+        Self { work: path.clone(), path }
+    }
+
+    /// Its process works in `jail`, which is in the folder.
+    pub(in crate::engine) fn jailed(mut self, jail: impl AsRef<Path>) -> Self {
+        self.work = self.path.join(jail);
+        self
+    }
+
+    pub(in crate::engine) fn all(root: &Path) -> io::Result<Vec<Self>> {
+        fs::read_dir(root)?.map(|entry| Ok(Self::at(entry?.path()))).collect()
     }
 
     /// For nobody else to read: memory and disks hold what the session did.
-    pub(super) fn create(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.path)
+    pub(in crate::engine) fn create(&self) -> io::Result<()> {
+        for path in [&self.path, &self.work] {
+            DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        }
+        Ok(())
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::engine) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn file(&self, name: &str) -> PathBuf {
-        self.path.join(name)
+    /// Where the machine's process works.
+    pub(in crate::engine) fn work(&self) -> &Path {
+        &self.work
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(in crate::engine) fn file(&self, name: &str) -> PathBuf {
+        if OURS.contains(&name) { self.path.join(name) } else { self.work.join(name) }
+    }
+
+    pub(in crate::engine) fn has(&self, name: &str) -> bool {
         self.file(name).exists()
     }
 
-    pub(super) fn fits_sockets(&self) -> bool {
-        self.file(CHANNEL).as_os_str().len().max(self.file(MONITOR).as_os_str().len())
-            <= SOCKET_PATH_MAX
+    /// Whether a unix socket of this name can be in there.
+    pub(in crate::engine) fn fits_socket(&self, name: &str) -> bool {
+        self.file(name).as_os_str().len() <= SOCKET_PATH_MAX
     }
 
     /// The next machine's. Waits for those who only look, so no machine may live.
-    pub(super) fn lock(&self) -> io::Result<File> {
+    pub(in crate::engine) fn lock(&self) -> io::Result<File> {
         let file = private().create(true).truncate(false).open(self.file(LOCK))?;
         file.lock()?;
         Ok(file)
     }
 
-    pub(super) fn is_alive(&self) -> io::Result<bool> {
+    pub(in crate::engine) fn is_alive(&self) -> io::Result<bool> {
         let file = match File::open(self.file(LOCK)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             file => file?,
@@ -155,7 +179,7 @@ impl Folder {
     }
 
     /// The living machine's process; `None` where there is none.
-    pub(super) fn process(&self) -> io::Result<Option<OwnedFd>> {
+    pub(in crate::engine) fn process(&self) -> io::Result<Option<OwnedFd>> {
         let pid = fs::read_to_string(self.file(PID)).ok().and_then(|text| text.trim().parse().ok());
         let Some(pid) = pid.and_then(Pid::from_raw) else { return Ok(None) };
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(None) };
@@ -163,51 +187,56 @@ impl Folder {
         Ok(self.is_alive()?.then_some(process))
     }
 
-    pub(super) fn record(&self) -> io::Result<Option<Record>> {
+    pub(in crate::engine) fn record(&self) -> io::Result<Option<Record>> {
         read(&self.file(RECORD))
     }
 
-    pub(super) fn save(&self, record: &Record) -> io::Result<()> {
+    pub(in crate::engine) fn save(&self, record: &Record) -> io::Result<()> {
         self.write(RECORD, record)
     }
 
     /// A memory that is whole, as far as can be seen from outside.
-    pub(super) fn saved(&self) -> io::Result<Option<Saved>> {
+    pub(in crate::engine) fn saved(&self) -> io::Result<Option<Saved>> {
         let saved: Option<Saved> = read(&self.file(SAVED))?;
-        let length = fs::metadata(self.file(MEMORY)).map_or(0, |is| is.len());
-        Ok(saved.filter(|saved| saved.length == length))
+        let length = |name| fs::metadata(self.file(name)).map_or(0, |is| is.len());
+        let found = (length(MEMORY), length(STATE));
+        Ok(saved.filter(|saved| (saved.length, saved.state_length) == found))
     }
 
     /// Where memory is written to until it is whole.
-    pub(super) fn memory_part(&self) -> io::Result<File> {
+    pub(in crate::engine) fn memory_part(&self) -> io::Result<File> {
         private().create(true).truncate(true).open(self.file(MEMORY_PART))
     }
 
     /// The part, written and synced, becomes the memory.
-    pub(super) fn keep_memory(&self, saved: &Saved) -> io::Result<()> {
+    pub(in crate::engine) fn keep_memory(&self, saved: &Saved) -> io::Result<()> {
         fs::rename(self.file(MEMORY_PART), self.file(MEMORY))?;
+        if 0 < saved.state_length {
+            fs::rename(self.file(STATE_PART), self.file(STATE))?;
+        }
+        File::open(&self.work)?.sync_all()?;
         self.write(SAVED, saved)?;
         File::open(&self.path)?.sync_all()
     }
 
     /// First what says that it is whole.
-    pub(super) fn forget_memory(&self) -> io::Result<()> {
-        self.forget(&[SAVED, MEMORY, MEMORY_PART])
+    pub(in crate::engine) fn forget_memory(&self) -> io::Result<()> {
+        self.forget(&[SAVED, MEMORY, MEMORY_PART, STATE, STATE_PART])
     }
 
-    pub(super) fn forget(&self, names: &[&str]) -> io::Result<()> {
+    pub(in crate::engine) fn forget(&self, names: &[&str]) -> io::Result<()> {
         for name in names {
             gone_is_fine(fs::remove_file(self.file(name)))?;
         }
         Ok(())
     }
 
-    pub(super) fn remove(&self) -> io::Result<()> {
+    pub(in crate::engine) fn remove(&self) -> io::Result<()> {
         gone_is_fine(fs::remove_dir_all(&self.path))
     }
 
     /// What `list` says of it; `None` where nothing is left.
-    pub(super) fn instance(&self) -> io::Result<Option<Instance>> {
+    pub(in crate::engine) fn instance(&self) -> io::Result<Option<Instance>> {
         let Some(record) = self.record()? else { return Ok(None) };
         let (life, state) = if self.is_alive()? {
             let awake = InstanceState::Running(Health::Unchecked);
@@ -222,7 +251,7 @@ impl Folder {
         Ok(Some(Instance { session, generation: Generation(record.generation), life, state }))
     }
 
-    pub(super) fn write_private(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::engine) fn write_private(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         io::Write::write_all(
             &mut private().create(true).truncate(true).open(self.file(name))?,
             bytes,

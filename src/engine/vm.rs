@@ -1,0 +1,28 @@
+//! What engines have in common that run a virtual machine as a process of this host: its folder, and
+//! its process's end.
+
+pub(super) mod folder;
+pub(super) mod process;
+
+use std::{
+    io,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::Error;
+use folder::{Folder, Record};
+
+/// A spec may be that of no route; the machine's own knows its grace.
+pub(super) fn grace(record: &Record) -> Duration {
+    Duration::from_millis(record.grace_ms)
+}
+
+/// No two starts of one machine are in the same nanosecond.
+pub(super) fn new_life() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}", since.as_nanos())
+}
+
+pub(super) fn disk(folder: &Folder, error: &io::Error) -> Error {
+    Error::Failed(format!("the machine's folder {}: {error}", folder.path().display()))
+}

@@ -1,0 +1,160 @@
+#!/usr/bin/env node
+// Stands for `firecracker`: its API socket with the states and refusals of the official file, its
+// vsock socket, its snapshots, and a guest behind it that serves HTTP and counts in its memory.
+// No machine: what only KVM can do is not done.
+"use strict";
+const fs = require("fs"), http = require("http"), net = require("net");
+
+const options = {};
+for (let at = 2; at < process.argv.length; at += 2) options[process.argv[at]] = process.argv[at + 1];
+const api = options["--api-sock"];
+if (!api || fs.existsSync(api)) {
+  console.error(`cannot listen on ${api}`);
+  process.exit(1);
+}
+
+let state = "Not started", config = {}, count = 0, told = null, guest = null;
+const said = (path, body) => fs.appendFileSync("requests", JSON.stringify([path, body]) + "\n");
+
+class Refusal extends Error {}
+const refuse = (why) => { throw new Refusal(why); };
+
+// What the guest is: it listens on the port that its kernel's command line names, 8080 if none.
+function boot() {
+  const append = config["/boot-source"].boot_args || "";
+  guest = {
+    port: Number((append.match(/port=(\d+)/) || [0, 8080])[1]),
+    stubborn: /stubborn/.test(append),
+    env: append,
+  };
+}
+
+const served = http.createServer((request, response) => {
+  const answers = {
+    "/count": () => String(++count),
+    "/told": () => JSON.stringify(told),
+    "/disk": () => {
+      const name = config["/drives/disk"].path_on_host;
+      const n = Number(fs.readFileSync(name, "utf8").replace(/\D/g, "") || 0) + 1;
+      fs.writeFileSync(name, `${n}\n`);
+      return String(n);
+    },
+    "/off": () => process.exit(0),
+  };
+  response.end((answers[request.url] || (() => "hello"))());
+});
+
+function openVsock() {
+  const { uds_path } = config["/vsock"] || {};
+  if (!uds_path) return;
+  const server = net.createServer((socket) => {
+    let head = "";
+    const onData = (bytes) => {
+      head += bytes.toString("latin1");
+      const end = head.indexOf("\n");
+      if (end < 0) return;
+      socket.off("data", onData);
+      const [, port] = head.slice(0, end).match(/^CONNECT (\d+)$/) || [];
+      // While it is paused nobody answers.
+      if (state === "Paused") return;
+      if (Number(port) !== guest.port) return socket.destroy();
+      socket.write("OK 1073741824\n");
+      const rest = Buffer.from(head.slice(end + 1), "latin1");
+      if (rest.length) socket.unshift(rest);
+      served.emit("connection", socket);
+    };
+    socket.on("data", onData);
+    socket.on("error", () => {});
+  });
+  server.on("error", (error) => refuse(String(error)));
+  server.listen(uds_path);
+}
+
+const before = ["/machine-config", "/boot-source", "/vsock", "/entropy", "/mmds/config"];
+const isSetup = (path) => before.includes(path) || /^\/(drives|network-interfaces)\//.test(path);
+
+function setUp(path, body) {
+  if (state !== "Not started") refuse("The requested operation is not supported after starting the microVM.");
+  const file = body.kernel_image_path || body.path_on_host;
+  if (file && !fs.existsSync(file)) refuse(`cannot open ${file}: No such file or directory`);
+  if (path === "/boot-source" && !body.kernel_image_path) refuse("no kernel");
+  config[path] = body;
+}
+
+const actions = {
+  InstanceStart() {
+    if (state !== "Not started") refuse("The microVM is running.");
+    if (!config["/boot-source"]) refuse("Cannot start microvm without kernel configuration.");
+    boot();
+    openVsock();
+    state = "Running";
+  },
+  SendCtrlAltDel() {
+    if (state === "Not started") refuse("not started");
+    if (!guest.stubborn) setImmediate(() => process.exit(0));
+  },
+};
+
+function create({ snapshot_type, snapshot_path, mem_file_path }) {
+  if (state !== "Paused") refuse("save/restore unavailable while running");
+  if (snapshot_type !== "Full") refuse("not that kind");
+  fs.writeFileSync(mem_file_path, JSON.stringify({ count }));
+  fs.truncateSync(mem_file_path, config["/machine-config"].mem_size_mib * 1024 * 1024);
+  fs.writeFileSync(snapshot_path, JSON.stringify({ config, crc: "ok" }));
+}
+
+function load({ snapshot_path, mem_backend, resume_vm, network_overrides }) {
+  if (state !== "Not started" || Object.keys(config).length) refuse("Loading a microVM snapshot not allowed after configuring boot-specific resources.");
+  try {
+    ({ config } = JSON.parse(fs.readFileSync(snapshot_path, "utf8")));
+    const memory = Buffer.alloc(256);
+    fs.readSync(fs.openSync(mem_backend.backend_path, "r"), memory);
+    ({ count } = JSON.parse(memory.toString().replace(/\0.*$/s, "")));
+    for (const { iface_id, host_dev_name } of network_overrides || []) {
+      config[`/network-interfaces/${iface_id}`].host_dev_name = host_dev_name;
+    }
+    const drive = config["/drives/disk"];
+    if (drive && !fs.existsSync(drive.path_on_host)) throw new Error("its disk is gone");
+    boot();
+    openVsock();
+    state = resume_vm ? "Running" : "Paused";
+  } catch (error) {
+    // A failed load ends the process, once its answer is out.
+    setTimeout(() => process.exit(148), 5);
+    refuse(`Load snapshot error: ${error.message}`);
+  }
+}
+
+const server = http.createServer((request, response) => {
+  let text = "";
+  request.on("data", (bytes) => (text += bytes));
+  request.on("end", () => {
+    const { method, url } = request;
+    try {
+      const body = text && method !== "GET" ? JSON.parse(text) : undefined;
+      said(`${method} ${url}`, body);
+      if (method === "GET" && url === "/") {
+        response.setHeader("Content-Type", "application/json");
+        return response.end(JSON.stringify({ app_name: "Firecracker", id: options["--id"], state, vmm_version: "1.17.0" }));
+      }
+      if (method === "PUT" && isSetup(url)) setUp(url, body);
+      else if (method === "PUT" && url === "/mmds") {
+        if (!config["/mmds/config"]) refuse("The MMDS is not configured.");
+        told = body;
+      } else if (method === "PUT" && url === "/actions") actions[body.action_type]();
+      else if (method === "PUT" && url === "/snapshot/create") create(body);
+      else if (method === "PUT" && url === "/snapshot/load") load(body);
+      else if (method === "PATCH" && url === "/vm") {
+        if (state === "Not started") refuse("The requested operation is not supported before starting the microVM.");
+        state = body.state === "Paused" ? "Paused" : "Running";
+      } else refuse(`Invalid request method and/or path: ${method} ${url}.`);
+      response.statusCode = 204;
+      response.end();
+    } catch (error) {
+      response.statusCode = 400;
+      response.setHeader("Content-Type", "application/json");
+      response.end(JSON.stringify({ fault_message: error.message }));
+    }
+  });
+});
+server.listen(api);

@@ -257,6 +257,7 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
     let planner = move |host: &str| planned.load().lookup(host).map(|route| route.plan(host));
     let fleet = Fleet::new(engines, to_usize(config.limits.starts), limits, Box::new(planner));
     let templates = move || pooled.load().iter().filter_map(|route| route.pool_plan()).collect();
+    fleet.keep_learned(config.paths.state.join("learned.json"));
     let claims = config.paths.state.join("spares");
     fleet
         .keep_pools(Box::new(templates), &claims)

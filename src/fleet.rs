@@ -332,6 +332,7 @@ impl Fleet {
             self.tasks.spawn(listen);
         }
         self.tasks.spawn(Arc::clone(&self).keep_filling());
+        self.tasks.spawn(Arc::clone(&self).keep_learning());
         loop {
             let (at, cell) = self.timers.next().await;
             if let Some(cell) = cell.upgrade() {

@@ -52,7 +52,7 @@ impl ShutdownSignalWatch for Signals {
         }
         tracing::info!("{name}: draining; instances stay up; SIGTERM or SIGINT now ends at once");
         let drained = drained(self.phases.resubscribe(), Arc::clone(&self.connections));
-        let access_log = self.access_log.clone();
+        let (access_log, fleet) = (self.access_log.clone(), Arc::clone(&self.fleet));
         self.tasks.spawn(async move {
             tokio::select! {
                 () = drained => tracing::info!("drained"),
@@ -62,6 +62,7 @@ impl ShutdownSignalWatch for Signals {
             if let Some(log) = access_log {
                 log.flush();
             }
+            fleet.keep_learned_now();
             // Pingora would sleep on until `shutdown.drain` is over.
             process::exit(0);
         });

@@ -327,3 +327,25 @@ async fn sigquit_hands_addresses_with_tls_over_and_sighup_reads_certificates_aga
         blocking(async { shown(&connect.await.expect("a handshake")) == new.der() })
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_wakes_take_is_known_to_the_next_edge() {
+    let ladder = "[idle]\nmin_awake = \"0s\"\nsleep = [{ after = \"1h\", to = \"paused\" }]\n";
+    let mut edge = Setup::new().route("demo", &witnessed("", ladder)).start();
+    let client = client();
+    let wakes = |edge: &Edge| edge.session("alice.test")["usual_wake_ms"].as_u64();
+    who(&client, &edge, "alice.test").await;
+    put_to_sleep(&mut edge, "alice.test");
+    edge.wait_state("alice.test", "asleep");
+    assert_eq!(wakes(&edge), None, "none from a pause yet");
+    who(&client, &edge, "alice.test").await;
+    put_to_sleep(&mut edge, "alice.test");
+    edge.wait_state("alice.test", "asleep");
+    let known = wakes(&edge);
+    assert!(known.is_some());
+    edge.signal(Signal::TERM);
+    assert_eq!(edge.wait_exit().code(), Some(0));
+    edge.spawn(&[]);
+    edge.wait_state("alice.test", "asleep");
+    assert_eq!(wakes(&edge), known);
+}

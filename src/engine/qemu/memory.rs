@@ -1,12 +1,18 @@
 //! A machine's memory, to a file and back. The edge holds the file: QEMU runs no program and writes
 //! nowhere itself, so a disk that is full is seen here.
 
-use std::time::Duration;
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    time::Duration,
+};
 
 use tokio::{
-    fs::File,
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{UnixListener, UnixStream},
+    net::UnixListener,
+    task::{JoinError, spawn_blocking},
     time::timeout,
 };
 
@@ -31,18 +37,15 @@ pub(super) async fn save(
     limit: Duration,
 ) -> Result<(), Error> {
     monitor.pause().await?;
-    let io = |error: std::io::Error| disk(folder, &error);
+    let io = |error: io::Error| disk(folder, &error);
     folder.forget_memory().and_then(|()| folder.forget(&[CHANNEL])).map_err(io)?;
     let listener = UnixListener::bind(folder.file(CHANNEL)).map_err(io)?;
-    let mut file = File::from_std(folder.memory_part().map_err(io)?);
+    let file = folder.memory_part().map_err(io)?;
+    // Whoever took QEMU over could send for ever.
+    let most = record.memory.saturating_add(DEVICES);
     let receive = async {
-        let (from, _) = listener.accept().await?;
-        // Whoever took QEMU over could send for ever.
-        let length =
-            tokio::io::copy(&mut from.take(record.memory.saturating_add(DEVICES)), &mut file)
-                .await?;
-        file.sync_all().await?;
-        Ok::<_, std::io::Error>(length)
+        let from = listener.accept().await?.0.into_std()?;
+        spawn_blocking(move || take(&from, &file, most, limit)).await.unwrap_or_else(panicked)
     };
     let send = async {
         monitor.send_memory(CHANNEL).await?;
@@ -66,18 +69,36 @@ pub(super) async fn save(
 
 /// Gives a machine that waits for it the memory that was kept.
 pub(super) async fn load(folder: &Folder, monitor: &Monitor, limit: Duration) -> Result<(), Error> {
-    let io = |error: std::io::Error| disk(folder, &error);
+    let io = |error: io::Error| disk(folder, &error);
     folder.forget(&[CHANNEL]).map_err(io)?;
     monitor.take_memory(CHANNEL).await?;
+    let (memory, channel) = (folder.file(MEMORY), folder.file(CHANNEL));
     let copy = async {
-        let mut file = File::open(folder.file(MEMORY)).await?;
-        let mut to = UnixStream::connect(folder.file(CHANNEL)).await?;
-        tokio::io::copy(&mut file, &mut to).await?;
-        to.shutdown().await
+        spawn_blocking(move || give(memory, channel, limit)).await.unwrap_or_else(panicked)
     };
     match timeout(limit, copy).await {
         Ok(copied) => copied.map_err(io)?,
         Err(_) => return Err(Error::Timeout { call: "loading memory", after: limit }),
     }
     monitor.memory_taken(limit).await
+}
+
+/// The kernel moves the bytes; a thread of its own waits for that.
+fn take(from: &UnixStream, mut to: &File, most: u64, limit: Duration) -> io::Result<u64> {
+    from.set_nonblocking(false)?;
+    from.set_read_timeout(Some(limit))?;
+    let length = io::copy(&mut from.take(most), &mut to)?;
+    to.sync_all()?;
+    Ok(length)
+}
+
+fn give(memory: PathBuf, channel: PathBuf, limit: Duration) -> io::Result<()> {
+    let (mut from, mut to) = (File::open(memory)?, UnixStream::connect(channel)?);
+    to.set_write_timeout(Some(limit))?;
+    io::copy(&mut from, &mut to)?;
+    to.shutdown(Shutdown::Write)
+}
+
+fn panicked<T>(error: JoinError) -> io::Result<T> {
+    Err(io::Error::other(error))
 }

@@ -302,6 +302,9 @@ impl Fleet {
     /// Whether idle sessions may be put to sleep. Not while another process that shares the
     /// instances still serves requests.
     pub fn set_may_sleep(&self, may: bool) {
+        if may {
+            self.refresh_claims();
+        }
         if !self.may_sleep.swap(may, Ordering::AcqRel) && may {
             self.sleep_allowed.notify_waiters();
             // Routes that went meanwhile.

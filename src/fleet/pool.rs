@@ -159,8 +159,10 @@ impl Fleet {
         self.pools.get()?;
         loop {
             let spare = self.pools.get()?.take(plan)?;
-            let (fleet, instance, of) = (Arc::clone(self), spare.session.clone(), session.clone());
-            let claim = move || fleet.pools.get().map(|pools| pools.claims.claim(&instance, &of));
+            let (fleet, engine) = (Arc::clone(self), Arc::clone(&plan.engine));
+            let (instance, of) = (spare.session.clone(), session.clone());
+            let claim =
+                move || fleet.pools.get().map(|pools| pools.claims.claim(&instance, &engine, &of));
             let claimed = tokio::task::spawn_blocking(claim).await.ok()??;
             // Whatever came of it, it is no spare any more.
             let placed = self.dismiss(&spare);
@@ -206,26 +208,35 @@ impl Fleet {
         }
     }
 
-    /// Forgets the claims on instances that are gone.
+    /// Forgets the claims on instances that are gone, of one engine of which this is all there is.
     pub(super) async fn release_gone(
         self: &Arc<Self>,
         port: &EnginePort,
         listed: &HashSet<SessionId>,
     ) {
-        let claims = self.pools.get().map(|pools| pools.claims.sessions()).unwrap_or_default();
-        for (session, instance) in claims {
-            let gone = !listed.contains(&instance) && {
-                let cell = self.cells.pin().get(&session).cloned();
-                let plan = cell.as_ref().map(|cell| Arc::clone(&cell.lock().plan));
-                let engine = plan
-                    .map(|plan| Arc::clone(&plan.engine))
-                    .or_else(|| (self.planner)(session.host()).map(|plan| plan.engine));
-                let blank =
-                    cell.is_none_or(|cell| cell.lock().machine.is_blank(self.deepest(&port.name)));
-                blank && engine.is_none_or(|engine| engine == port.name)
-            };
-            if gone {
+        let Some(pools) = self.pools.get() else { return };
+        let deepest = self.deepest(&port.name);
+        for session in pools.claims.lost(&port.name, listed) {
+            let cell = self.cells.pin().get(&session).cloned();
+            // One that wakes may not be listed yet.
+            if cell.is_none_or(|cell| cell.lock().machine.is_blank(deepest)) {
                 self.release(&session).await;
+            }
+        }
+        if let Err(error) = pools.claims.forget_gone(&port.name, listed) {
+            tracing::warn!(%error, "cannot forget whose spares were");
+        }
+    }
+
+    /// Reads what the process before claimed until its end: those are no spares.
+    pub(super) fn refresh_claims(&self) {
+        let Some(pools) = self.pools.get() else { return };
+        if let Err(error) = pools.claims.refresh() {
+            tracing::warn!(%error, "cannot read whose spares are");
+        }
+        for spares in pools.lock().values_mut() {
+            for cell in spares.cells.extract_if(.., |cell| pools.claims.is_used(&cell.session)) {
+                self.dismiss(&cell);
             }
         }
     }
@@ -354,7 +365,7 @@ impl Fleet {
     /// A spare that an engine lists: still one, or one too many. `false` for what is no spare.
     pub(super) fn adopt_spare(self: &Arc<Self>, port: &EnginePort, instance: &Instance) -> bool {
         let Some(pools) = self.pools.get() else { return false };
-        if !is_spare(&instance.session) || pools.claims.owner(&instance.session).is_some() {
+        if !is_spare(&instance.session) || pools.claims.is_used(&instance.session) {
             return false;
         }
         let plans = (pools.templates)();

@@ -155,6 +155,7 @@ impl Said {
         self.folder.path()
     }
 
+    /// The files that say whose an instance is, or was.
     fn claimed(&self) -> usize {
         std::fs::read_dir(self.claims()).unwrap().count()
     }
@@ -188,6 +189,9 @@ async fn a_new_session_takes_a_spare_and_another_is_made_in_its_place() {
     assert!(engine.asleep(Depth::Stopped).contains(&alice));
     assert_eq!(said.wake(&fleet, "alice.test").await, alice);
     sleep(SECOND * 130).await;
+    assert_eq!(fleet.session("alice.test").unwrap().instance, None);
+    // Forgotten once the engine lists them no more: it is asked every minute.
+    sleep(SECOND * 60).await;
     assert_eq!(said.claimed(), 0, "their instances are gone");
     assert_ne!(said.wake(&fleet, "alice.test").await, alice);
 }
@@ -270,6 +274,44 @@ async fn a_template_that_fails_is_not_tried_all_the_time() {
     engine.failing.store(false, SeqCst);
     sleep(SECOND * 60).await;
     assert_eq!(fleet.spares_of_route("route"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_process_before_handed_out_at_its_end_is_no_spare() {
+    let (engine, said) = (Shelf::new(), Said::new(2));
+    let before = said.fleet(&engine).await;
+    sleep(SECOND * 10).await;
+    let after = said.fleet(&engine).await;
+    after.set_may_sleep(false);
+    before.set_may_sleep(false);
+    assert_eq!(after.spares_of_route("route"), 2);
+    let alice = said.wake(&before, "alice.test").await;
+    after.set_may_sleep(true);
+    assert!(after.spares_of_route("route") < 2);
+    sleep(SECOND * 70).await;
+    assert_eq!(after.session("alice.test").unwrap().instance, Some(alice.clone()));
+    let others = [said.wake(&after, "bob.test").await, said.wake(&after, "carol.test").await];
+    assert!(!others.contains(&alice), "it was handed out twice");
+    assert_eq!(said.wake(&after, "alice.test").await, alice);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_was_given_up_and_is_there_still_is_removed_and_not_handed_out() {
+    let (engine, said) = (Shelf::new(), Said::new(1));
+    let fleet = said.fleet(&engine).await;
+    sleep(SECOND * 10).await;
+    let alice = said.wake(&fleet, "alice.test").await;
+    // Its engine does not see it for a while.
+    let hidden = engine.instances.lock().unwrap().remove(&alice).unwrap();
+    sleep(SECOND * 130).await;
+    assert_eq!(fleet.session("alice.test").unwrap().instance, None);
+    let paused = (hidden.0, InstanceState::Asleep(Depth::Paused));
+    engine.instances.lock().unwrap().insert(alice.clone(), paused);
+    let got = said.wake(&fleet, "alice.test").await;
+    assert_ne!(got, alice);
+    assert_ne!(said.wake(&fleet, "bob.test").await, alice);
+    sleep(SECOND * 70).await;
+    assert!(!engine.instances.lock().unwrap().contains_key(&alice), "what is used is not kept");
 }
 
 #[tokio::test(start_paused = true)]

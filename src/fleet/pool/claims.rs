@@ -1,26 +1,29 @@
 //! Whose a spare has become, on disk: a file each, named as the instance is, that can be made once.
 //!
 //! So an instance is never handed out twice, not by a process that crashed half-way and not by two
-//! that run side by side while one takes over.
+//! that run side by side while one takes over. One that was somebody's stays used until its engine
+//! lists it no more, whatever became of its session.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, DirBuilder, File},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
+
+use serde::{Deserialize, Serialize};
 
 use super::is_spare;
 use crate::session::SessionId;
 
-/// A host is no longer.
-const HOST_MAX: u64 = 253;
+/// An engine's name and a host are no longer than this together.
+const FILE_MAX: u64 = 1024;
 
 /// The claims.
 #[derive(Debug)]
-pub(in crate::fleet) struct Claims {
+pub(super) struct Claims {
     folder: PathBuf,
     known: Mutex<Known>,
 }
@@ -28,83 +31,137 @@ pub(in crate::fleet) struct Claims {
 #[derive(Debug, Default)]
 struct Known {
     /// By the instance.
-    owners: HashMap<SessionId, SessionId>,
+    used: HashMap<SessionId, Used>,
     /// By the session.
     instances: HashMap<SessionId, SessionId>,
+}
+
+/// What a file says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Used {
+    engine: String,
+    /// `None` once that session has another one, or none.
+    session: Option<String>,
 }
 
 /// How a claim ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Claim {
     Made,
-    /// Another process was there first.
+    /// It was somebody's already.
     Taken,
 }
 
 impl Claims {
     /// Reads what was claimed before; makes the folder.
-    pub(in crate::fleet) fn open(folder: PathBuf) -> io::Result<Self> {
+    pub(super) fn open(folder: PathBuf) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        let mut known = Known::default();
-        for entry in fs::read_dir(&folder)? {
+        let claims = Self { folder, known: Mutex::default() };
+        claims.refresh()?;
+        Ok(claims)
+    }
+
+    /// Reads what another process claimed meanwhile.
+    pub(super) fn refresh(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).map(SessionId::new);
             let Some(instance) = name.filter(is_spare) else { continue };
-            match read(&path) {
-                Some(owner) => known.add(instance, owner),
-                // A crash between its making and its text: nobody was told of it.
-                None => fs::remove_file(&path)?,
+            if !self.is_used(&instance) {
+                self.lock().add(instance, read(&path)?);
             }
         }
-        Ok(Self { folder, known: Mutex::new(known) })
+        Ok(())
     }
 
     /// `instance` is `session`'s from now on, whatever happens to this process.
-    pub(super) fn claim(&self, instance: &SessionId, session: &SessionId) -> io::Result<Claim> {
+    pub(super) fn claim(
+        &self,
+        instance: &SessionId,
+        engine: &str,
+        session: &SessionId,
+    ) -> io::Result<Claim> {
         let path = self.folder.join(instance.host());
-        let made = File::options().write(true).create_new(true).mode(0o600).open(&path);
-        let mut file = match made {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if let Some(owner) = read(&path) {
-                    self.lock().add(instance.clone(), owner);
-                }
-                return Ok(Claim::Taken);
+        let used = Used { engine: engine.to_owned(), session: Some(session.host().to_owned()) };
+        let part = self.write_part(instance, &used)?;
+        // Whole, and by one alone.
+        let made = fs::hard_link(&part, &path);
+        fs::remove_file(part)?;
+        match made {
+            Ok(()) => {
+                File::open(&self.folder)?.sync_all()?;
+                self.lock().add(instance.clone(), used);
+                Ok(Claim::Made)
             }
-            made => made?,
-        };
-        let written = file
-            .write_all(session.host().as_bytes())
-            .and_then(|()| file.sync_all())
-            .and_then(|()| File::open(&self.folder)?.sync_all());
-        if let Err(error) = written {
-            let _ = fs::remove_file(&path); // the first error tells more
-            return Err(error);
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.lock().add(instance.clone(), read(&path)?);
+                Ok(Claim::Taken)
+            }
+            Err(error) => Err(error),
         }
-        self.lock().add(instance.clone(), session.clone());
-        Ok(Claim::Made)
     }
 
-    /// There is no such instance any more.
+    /// The session has this instance no more. Nobody else may have it, as long as there is one.
     pub(super) fn release(&self, session: &SessionId) -> io::Result<()> {
-        let Some(instance) = self.lock().instances.remove(session) else { return Ok(()) };
-        self.lock().owners.remove(&instance);
-        match fs::remove_file(self.folder.join(instance.host())) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let Some(instance) = self.instance(session.host()) else { return Ok(()) };
+        let Some(engine) = self.lock().used.get(&instance).map(|used| used.engine.clone()) else {
+            return Ok(());
+        };
+        let used = Used { engine, session: None };
+        let part = self.write_part(&instance, &used)?;
+        fs::rename(part, self.folder.join(instance.host()))?;
+        let mut known = self.lock();
+        known.instances.remove(session);
+        known.used.insert(instance, used);
+        Ok(())
+    }
+
+    /// Forgets what was used of an engine, is nobody's, and is not among all that the engine has.
+    pub(super) fn forget_gone(&self, engine: &str, listed: &HashSet<SessionId>) -> io::Result<()> {
+        let gone = |(instance, used): (&SessionId, &Used)| {
+            let gone =
+                used.engine == engine && used.session.is_none() && !listed.contains(instance);
+            gone.then(|| instance.clone())
+        };
+        let gone: Vec<_> = self.lock().used.iter().filter_map(gone).collect();
+        for instance in gone {
+            fs::remove_file(self.folder.join(instance.host()))?;
+            self.lock().used.remove(&instance);
         }
+        Ok(())
+    }
+
+    /// The sessions whose instance is not among all that this engine has.
+    pub(super) fn lost(&self, engine: &str, listed: &HashSet<SessionId>) -> Vec<SessionId> {
+        let known = self.lock();
+        let lost = known.instances.iter().filter(|(_, instance)| {
+            let of = known.used.get(*instance);
+            of.is_some_and(|used| used.engine == engine) && !listed.contains(*instance)
+        });
+        lost.map(|(session, _)| session.clone()).collect()
+    }
+
+    /// Whether it is, or was, somebody's.
+    pub(super) fn is_used(&self, instance: &SessionId) -> bool {
+        self.lock().used.contains_key(instance)
     }
 
     pub(super) fn owner(&self, instance: &SessionId) -> Option<SessionId> {
-        self.lock().owners.get(instance).cloned()
+        let known = self.lock();
+        known.used.get(instance).and_then(|used| used.session.clone()).map(SessionId::new)
     }
 
     pub(super) fn instance(&self, session: &str) -> Option<SessionId> {
         self.lock().instances.get(session).cloned()
     }
 
-    pub(super) fn sessions(&self) -> Vec<(SessionId, SessionId)> {
-        let known = self.lock();
-        known.instances.iter().map(|(of, is)| (of.clone(), is.clone())).collect()
+    fn write_part(&self, instance: &SessionId, used: &Used) -> io::Result<PathBuf> {
+        let part = self.folder.join(format!("{}.part-{}", instance.host(), std::process::id()));
+        let mut options = File::options();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+        file.write_all(&serde_json::to_vec(used)?)?;
+        file.sync_all()?;
+        Ok(part)
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -113,42 +170,87 @@ impl Claims {
 }
 
 impl Known {
-    fn add(&mut self, instance: SessionId, owner: SessionId) {
-        self.owners.insert(instance.clone(), owner.clone());
-        self.instances.insert(owner, instance);
+    fn add(&mut self, instance: SessionId, used: Used) {
+        if let Some(session) = &used.session {
+            self.instances.insert(SessionId::new(session.as_str()), instance.clone());
+        }
+        self.used.insert(instance, used);
     }
 }
 
-fn read(path: &std::path::Path) -> Option<SessionId> {
-    let mut text = String::new();
-    let file = File::open(path).ok()?;
-    io::Read::read_to_string(&mut io::Read::take(file, HOST_MAX), &mut text).ok()?;
-    (!text.is_empty()).then(|| SessionId::new(text))
+/// What nobody can read was somebody's.
+fn read(path: &Path) -> io::Result<Used> {
+    let mut text = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(File::open(path)?, FILE_MAX), &mut text)?;
+    Ok(serde_json::from_slice(&text).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "nobody can read whose this spare is");
+        Used { engine: String::new(), session: None }
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::pool::spare_id;
+
+    struct Folder {
+        _folder: tempfile::TempDir,
+        path: PathBuf,
+        engine: &'static str,
+        alice: SessionId,
+        bob: SessionId,
+    }
+
+    fn folder() -> Folder {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("claims");
+        let (alice, bob) = (SessionId::new("alice.test"), SessionId::new("bob.test"));
+        Folder { _folder: folder, path, engine: "main", alice, bob }
+    }
 
     #[test]
-    fn a_claim_is_made_once_and_outlives_the_process() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("claims");
-        let (spare, alice, bob) = (
-            super::super::spare_id("0011223344556677"),
-            SessionId::new("alice.test"),
-            SessionId::new("bob.test"),
-        );
+    fn a_claim_is_made_once_by_whichever_process_and_outlives_both() {
+        let Folder { path, engine, alice, bob, _folder } = folder();
+        let spare = spare_id("0011");
         let (one, other) =
             (Claims::open(path.clone()).unwrap(), Claims::open(path.clone()).unwrap());
-        assert_eq!(one.claim(&spare, &alice).unwrap(), Claim::Made);
-        assert_eq!(other.claim(&spare, &bob).unwrap(), Claim::Taken);
+        assert_eq!(one.claim(&spare, engine, &alice).unwrap(), Claim::Made);
+        assert_eq!(other.claim(&spare, engine, &bob).unwrap(), Claim::Taken);
         assert_eq!(other.owner(&spare), Some(alice.clone()), "it learns whose it is");
-        fs::write(path.join(super::super::spare_id("8899aabbccddeeff").host()), "").unwrap();
         let later = Claims::open(path.clone()).unwrap();
-        assert_eq!(later.sessions(), [(alice.clone(), spare)], "half a claim is none");
-        later.release(&alice).unwrap();
-        later.release(&alice).unwrap();
+        assert_eq!(later.instance(alice.host()), Some(spare));
+        assert_eq!(fs::read_dir(path).unwrap().count(), 1, "no part is left");
+    }
+
+    #[test]
+    fn what_was_somebodys_is_nobody_elses_while_its_engine_has_it() {
+        let Folder { path, engine, alice, bob, _folder } = folder();
+        let spare = spare_id("0011");
+        let claims = Claims::open(path.clone()).unwrap();
+        claims.claim(&spare, engine, &alice).unwrap();
+        claims.release(&alice).unwrap();
+        claims.release(&alice).unwrap();
+        assert_eq!(claims.owner(&spare), None);
+        assert_eq!(claims.claim(&spare, engine, &bob).unwrap(), Claim::Taken);
+        for claims in [&claims, &Claims::open(path.clone()).unwrap()] {
+            assert!(claims.is_used(&spare) && claims.instance(bob.host()).is_none());
+            claims.forget_gone("other", &HashSet::new()).unwrap();
+            claims.forget_gone("main", &[spare.clone()].into()).unwrap();
+            assert!(claims.is_used(&spare), "its engine lists it still");
+        }
+        claims.forget_gone("main", &HashSet::new()).unwrap();
+        assert!(!claims.is_used(&spare));
         assert_eq!(fs::read_dir(path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_nobody_can_read_is_no_spare() {
+        let Folder { path, engine, alice, _folder, .. } = folder();
+        let spare = spare_id("0011");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(spare.host()), "").unwrap();
+        let claims = Claims::open(path).unwrap();
+        assert!(claims.is_used(&spare));
+        assert_eq!(claims.claim(&spare, engine, &alice).unwrap(), Claim::Taken);
     }
 }

@@ -273,7 +273,7 @@ fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, 
     for (label, value) in &mut kubernetes.node_selector {
         each(&["instance", "kubernetes", "node_selector", label], value, &[]);
     }
-    let single: [(&[&str], &mut Option<String>); 23] = [
+    let single: [(&[&str], &mut Option<String>); 24] = [
         (&["instance", "image"], image),
         (&["instance", "process", "directory"], &mut process.directory),
         (&["instance", "docker", "container"], &mut docker.container),
@@ -282,6 +282,7 @@ fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, 
         (&["instance", "docker", "runtime"], &mut docker.runtime),
         (&["instance", "docker", "publish"], &mut docker.publish),
         (&["instance", "docker", "user"], &mut docker.user),
+        (&["instance", "kubernetes", "scale"], &mut kubernetes.scale),
         (&["instance", "kubernetes", "service_account"], &mut kubernetes.service_account),
         (&["instance", "kubernetes", "runtime_class"], &mut kubernetes.runtime_class),
         (&["instance", "kubernetes", "user"], &mut kubernetes.user),

@@ -466,11 +466,15 @@ start_timeout = "4m"
         parsed.map(drop).map_err(|errors| errors[0].to_string())
     };
     assert_eq!(route("image = \"x\"\nvolumes = [\"home:/home\"]"), Ok(()));
+    assert_eq!(route("kubernetes.scale = \"statefulset/db\""), Ok(()));
     let told = |instance: &str, wanted: &str| {
         let error = route(instance).unwrap_err();
         assert!(error.contains(wanted), "{error}");
     };
     told("port = 1", "nothing says what the Pod runs");
+    told("kubernetes.scale = \"pod/x\"", "expected `deployment/NAME` or `statefulset/NAME`");
+    let unknown = "isolation = \"container\"\nkubernetes.scale = \"deployment/x\"";
+    told(unknown, "how a workload that exists was made is not known here");
     told("image = \"x\"\nvolumes = [\"/srv:/srv\"]", "a Pod gets no folder of its node");
     told("image = \"x\"\nkubernetes.user = \"root\"", "expected `UID` or `UID:GID`");
     told("image = \"x\"\nkubernetes.tmpfs = [\"tmp\"]", "`tmp` is no absolute path");

@@ -1,5 +1,5 @@
 //! The Kubernetes engine: a session is a Pod, made from the route's template at each wake and
-//! deleted at each sleep.
+//! deleted at each sleep; or a workload that exists, scaled up and down (see `scale`).
 //!
 //! The API server is the truth, and a Pod's uid is one life. A sleep deletes under that uid and
 //! waits until the Pod is gone: the kubelet takes a Pod away only when its processes have ended.
@@ -7,7 +7,10 @@
 mod client;
 mod events;
 mod found;
+mod replicas;
+mod scale;
 mod template;
+mod workload;
 
 use std::{fmt, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
@@ -26,6 +29,7 @@ use self::{
     client::Client,
     found::{Found, Status},
     template::Template,
+    workload::{Mark, Reference},
 };
 use super::{Engine, EngineEvent, Error, Instance, Life, Started, without};
 use crate::session::{Depth, Generation, SessionId, Spec};
@@ -125,17 +129,14 @@ impl Kubernetes {
             let pod = match look {
                 Ok(pod) => pod,
                 Err(error) => {
-                    self.unwatched(error, looked).await?;
+                    self.client.survive(error, looked).await?;
                     continue;
                 }
             };
             looked = true;
             *seen = pod.map(|pod| self.ours(pod, template.session)).transpose()?;
             match seen {
-                None if created => {
-                    let text = format!("pod `{name}` was deleted while it started");
-                    return Err(Error::Conflict(text));
-                }
+                None if created => return Err(deleted(&name)),
                 None => {
                     self.create(template).await?;
                     created = true;
@@ -145,8 +146,9 @@ impl Kubernetes {
                     Status::Ended => {
                         self.client.delete(&name, &found.uid, Duration::ZERO).await?;
                     }
+                    Status::Ending if created => return Err(deleted(&name)),
                     // Gone, it makes room for a new one.
-                    Status::Ending => created = false,
+                    Status::Ending => {}
                     Status::Pending | Status::Running => {
                         if let Some(started) = found.started(template.spec) {
                             return Ok(started);
@@ -161,40 +163,32 @@ impl Kubernetes {
         Err(Error::Failed("the watch of a pod has ended".to_owned()))
     }
 
-    /// A watch that failed goes on by itself, unless nothing will mend it. What it was allowed once
-    /// it may again: a server that has just started refuses everybody until it has read its Roles.
-    async fn unwatched(
-        &self,
-        error: kube::runtime::watcher::Error,
-        looked: bool,
-    ) -> Result<(), Error> {
-        let (error, is_unknown) = client::unwatched(error);
-        if is_unknown {
-            self.client.forget().await;
-        }
-        if !error.is_retryable() && !looked {
-            return Err(error);
-        }
-        tokio::time::sleep(SETTLE).await;
-        Ok(())
-    }
-
-    /// Makes the claims that are missing, and the Pod. Runs to its end when nobody waits for it any
-    /// longer: what is half-way to the server cannot be called back, only waited for.
+    /// Makes the claims that are missing, and the Pod.
     async fn create(&self, template: &Template<'_>) -> Result<(), Error> {
         let (claims, pod) = (template.claims()?, template.pod()?);
-        let (client, creating) = (Arc::clone(&self.client), Arc::clone(&self.creating));
-        let session = template.session.clone();
+        let client = Arc::clone(&self.client);
+        let creating = async move { create(&client, claims, pod).await };
+        self.to_its_end(template.session, creating).await
+    }
+
+    /// Runs to its end when nobody waits for it any longer: what is half-way to the server cannot
+    /// be called back, only waited for.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        session: &SessionId,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (creating, of) = (Arc::clone(&self.creating), session.clone());
         let turn = Arc::clone(&*self.creating.entry(session.clone()).or_default());
         let turn = turn.lock_owned().await;
         let task = async move {
-            let created = create(&client, claims, pod).await;
-            creating.remove(&session);
+            let done = work.await;
+            creating.remove(&of);
             drop(turn);
-            created
+            done
         };
-        let created = self.tasks.spawn(task).await;
-        created.unwrap_or_else(|_| Err(Error::Failed("the create of a pod panicked".to_owned())))
+        let done = self.tasks.spawn(task).await;
+        done.unwrap_or_else(|_| Err(Error::Failed("a start panicked half-way".to_owned())))
     }
 
     async fn created(&self, session: &SessionId) {
@@ -204,28 +198,53 @@ impl Kubernetes {
         }
     }
 
+    async fn why_not_up(
+        &self,
+        seen: Option<&Found>,
+        workload: Option<&Reference>,
+        after: Duration,
+    ) -> Error {
+        let waits = match (seen.and_then(Found::waits_for), workload) {
+            (None, Some(workload)) => self.refusal(workload).await,
+            (waits, _) => waits,
+        };
+        match waits {
+            Some(waits) => Error::Conflict(format!("{waits} (after {after:?})")),
+            None => Error::Timeout { call: "start", after },
+        }
+    }
+
     /// Ends one life and waits until its Pod is gone.
     async fn delete(&self, found: &Found, grace: Duration) -> Result<(), Error> {
         self.client.delete(&found.name, &found.uid, grace).await?;
+        self.gone(&found.name, &found.uid, grace).await
+    }
+
+    /// Waits until a Pod whose end was asked for is gone.
+    async fn gone(&self, name: &str, uid: &str, grace: Duration) -> Result<(), Error> {
         let limit = grace + self.client.call_timeout();
         let gone = async {
-            let mut watch = pin!(watch_object(self.client.all::<Pod>().await?, &found.name));
+            let mut watch = pin!(watch_object(self.client.all::<Pod>().await?, name));
             while let Some(look) = watch.next().await {
                 match look {
-                    Ok(Some(pod)) if pod.metadata.uid.as_ref() == Some(&found.uid) => {}
+                    Ok(Some(pod)) if pod.metadata.uid.as_deref() == Some(uid) => {}
                     Ok(_) => break,
-                    Err(error) => self.unwatched(error, true).await?,
+                    Err(error) => self.client.survive(error, true).await?,
                 }
             }
             Ok(())
         };
         timeout(limit, gone).await.unwrap_or_else(|_| {
             Err(Error::Conflict(format!(
-                "pod `{}` is still there {limit:?} after its end was asked for: is its node alive?",
-                found.name
+                "pod `{name}` is still there {limit:?} after its end was asked for: is its node \
+                 alive?"
             )))
         })
     }
+}
+
+fn deleted(name: &str) -> Error {
+    Error::Conflict(format!("pod `{name}` was deleted while it started"))
 }
 
 async fn create(
@@ -273,15 +292,17 @@ impl Engine for Kubernetes {
         let template = Template { owner: &self.owner, session, spec, generation };
         let (limit, mut seen) = (self.start_timeout, None);
         let until = sleep_until(Instant::now() + limit);
+        let workload = scale::named(spec)?;
+        let bring_up = async {
+            match &workload {
+                Some(named) => self.scale_up(named, session, spec, generation, &mut seen).await,
+                None => self.bring_up(&template, &mut seen).await,
+            }
+        };
         let started = tokio::select! {
-            started = self.bring_up(&template, &mut seen) => Some(started),
-            () = until => None,
+            started = bring_up => started,
+            () = until => Err(self.why_not_up(seen.as_ref(), workload.as_ref(), limit).await),
         };
-        let timed_out = || match seen.as_ref().and_then(Found::waits_for) {
-            Some(waits) => Error::Conflict(format!("{waits} (after {limit:?})")),
-            None => Error::Timeout { call: "start", after: limit },
-        };
-        let started = started.unwrap_or_else(|| Err(timed_out()));
         started.map_err(|error| error_without(error, spec))
     }
 
@@ -296,6 +317,15 @@ impl Engine for Kubernetes {
             return Err(Error::Invalid(format!("kubernetes has no depth `{to}`")));
         }
         self.created(session).await;
+        let named = scale::named(spec)?;
+        let mark = match life {
+            Some(life) => Mark::read(life),
+            None => named.clone().map(|reference| Mark { reference, pod: None }),
+        };
+        if let Some(mark) = mark {
+            let is_routed = named.as_ref() == Some(&mark.reference);
+            return self.scale_down(session, &mark, to == Depth::Removed || !is_routed).await;
+        }
         let found = match self.find(session).await {
             // What is in the way of a start is not what it half-started.
             Err(Error::Conflict(_)) | Ok(None) => return Ok(()),
@@ -316,10 +346,15 @@ impl Engine for Kubernetes {
             let session = found.session().filter(|session| found.name == self.name(session))?;
             Some(found.instance(session))
         });
-        Ok(instances.collect())
+        let mut instances: Vec<_> = instances.collect();
+        instances.extend(self.all_scaled().await?);
+        Ok(instances)
     }
 
-    async fn inspect(&self, session: &SessionId, _: &Spec) -> Result<Option<Instance>, Error> {
+    async fn inspect(&self, session: &SessionId, spec: &Spec) -> Result<Option<Instance>, Error> {
+        if let Some(reference) = scale::named(spec)? {
+            return self.scaled(&reference, session).await;
+        }
         match self.find(session).await {
             Ok(found) => Ok(found.map(|found| found.instance(session.clone()))),
             Err(Error::Conflict(_)) => Ok(None),

@@ -45,11 +45,17 @@ impl<'a> Bench<'a> {
         let named: Namespace =
             serde_json::from_value(json!({"metadata": {"name": namespace}})).unwrap();
         Api::all(admin.clone()).create(&PostParams::default(), &named).await.unwrap();
-        for document in include_str!("../../deploy/kubernetes/base/rbac.yaml").split("\n---\n") {
-            grant(&admin, namespace, document).await;
-        }
+        grant_all(&admin, namespace, include_str!("../../deploy/kubernetes/base/rbac.yaml")).await;
         let engine = engine(cluster, namespace, "edge");
         Self { cluster, engine, namespace: namespace.to_owned() }
+    }
+
+    /// Its user has the Role of `deploy/kubernetes/scale`, too.
+    pub(crate) async fn with_scale(self) -> Self {
+        let admin = self.cluster.client("admin").await;
+        let rbac = include_str!("../../deploy/kubernetes/scale/rbac.yaml");
+        grant_all(&admin, &self.namespace, rbac).await;
+        self
     }
 
     /// Another engine of the same edge: what a restart makes.
@@ -103,6 +109,12 @@ pub(crate) fn engine(cluster: &Cluster, namespace: &str, user: &str) -> Kubernet
         call_timeout: Duration::from_secs(20),
         start_timeout: PATIENCE,
     })
+}
+
+async fn grant_all(admin: &kube::Client, namespace: &str, rbac: &str) {
+    for document in rbac.split("\n---\n") {
+        grant(admin, namespace, document).await;
+    }
 }
 
 /// Creates what `rbac.yaml` says, for a user of the tests in the place of the service account.

@@ -19,7 +19,7 @@ use kube::{
 };
 use tempfile::TempDir;
 
-use crate::kubelet;
+use crate::{controllers, kubelet};
 
 /// Longer than anything here may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -123,7 +123,7 @@ impl Keeper {
         self.ready().await;
         let client = client(&self.folder.join("kubeconfig"), "admin").await;
         up.send(()).unwrap();
-        kubelet::run(client).await;
+        tokio::join!(kubelet::run(client.clone()), controllers::run(client));
         for child in &mut children {
             let _ = child.kill();
             let _ = child.wait();

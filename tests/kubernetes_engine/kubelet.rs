@@ -116,7 +116,7 @@ async fn place(client: &Client, seen: &mut Seen) -> kube::Result<()> {
 }
 
 /// The kubelet. `image = "absent"` cannot be pulled, `"slow"` never ends to start, `"failing"` ends
-/// at once, and of all others the arguments are what busybox runs.
+/// at once, `"crashing"` again and again, and of all others the arguments are what busybox runs.
 async fn run_pod(client: &Client, seen: &mut Seen, last: &mut u16) -> kube::Result<()> {
     let image = image(&seen.pod).to_owned();
     let waiting = |reason: &str, message: &str| {
@@ -133,6 +133,14 @@ async fn run_pod(client: &Client, seen: &mut Seen, last: &mut u16) -> kube::Resu
             let state = json!({"terminated": {"exitCode": 3, "message": "the last lines"}});
             let of_container = status(&image, false, state);
             seen.status = Some(json!({"phase": "Failed", "containerStatuses": [of_container]}));
+        }
+        (None, "crashing") => {
+            let mut of_container = waiting("CrashLoopBackOff", "back-off 5m0s");
+            of_container["phase"] = "Running".into();
+            of_container["podIP"] = "127.77.255.1".into();
+            of_container["containerStatuses"][0]["lastState"] =
+                json!({"terminated": {"exitCode": 3, "message": "the last lines"}});
+            seen.status = Some(of_container);
         }
         (None, "slow") => seen.status = Some(waiting("ContainerCreating", "")),
         (None, _) => {

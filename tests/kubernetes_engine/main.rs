@@ -7,8 +7,10 @@ mod bench;
 mod cluster;
 #[path = "../contract/mod.rs"]
 mod contract;
+mod controllers;
 mod given;
 mod kubelet;
+mod scale;
 
 use std::sync::Arc;
 

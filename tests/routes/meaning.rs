@@ -59,6 +59,7 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         grace: Duration::from_secs(3),
     };
     let kubernetes = KubernetesSpec {
+        scale: some("deployment/desk-alice"),
         service_account: some("desk"),
         runtime_class: some("gvisor"),
         pull_secrets: text(&["registry"]),

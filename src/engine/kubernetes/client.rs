@@ -1,6 +1,8 @@
 //! The calls to one Kubernetes API server: where it is, how long it may take, and what its
 //! refusals mean.
 
+mod apps;
+
 use std::time::Duration;
 
 use k8s_openapi::{
@@ -17,7 +19,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Mutex;
 
-use super::Config;
+use super::{Config, SETTLE};
 use crate::engine::Error;
 
 /// A watch on which nothing comes for so long is opened anew: a server sends bookmarks about once a
@@ -127,7 +129,16 @@ impl Client {
         F: Future<Output = Result<T, ApiError>>,
     {
         let api = self.api().await.map_err(Refused::Engine)?;
-        let refused = match tokio::time::timeout(self.call_timeout, ask(api)).await {
+        self.within(call, ask(api)).await
+    }
+
+    /// One answer within the limit.
+    async fn within<T>(
+        &self,
+        call: &'static str,
+        asked: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, Refused> {
+        let refused = match tokio::time::timeout(self.call_timeout, asked).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(ApiError::Api(status))) => Refused::Answer(status),
             Ok(Err(error)) => Refused::Engine(refused(error, call)),
@@ -150,26 +161,37 @@ impl Client {
         Ok(self.call("get a pod", ask).await?)
     }
 
-    /// All Pods with this `KEY=VALUE` label.
-    pub(super) async fn pods(&self, label: &str) -> Result<Vec<Pod>, Error> {
-        let (mut pods, mut page) = (Vec::new(), ListParams::default().labels(label).limit(PAGE));
+    /// All Pods that a label selector such as `KEY=VALUE` selects.
+    pub(super) async fn pods(&self, selector: &str) -> Result<Vec<Pod>, Error> {
+        let pods = self.all::<Pod>().await?;
+        Ok(self.pages("list pods", &pods, ListParams::default().labels(selector)).await?)
+    }
+
+    async fn pages<K>(
+        &self,
+        call: &'static str,
+        api: &Api<K>,
+        params: ListParams,
+    ) -> Result<Vec<K>, Refused>
+    where
+        K: Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let (mut all, mut page) = (Vec::new(), params.limit(PAGE));
         loop {
-            let params = page.clone();
-            let ask = |api: Api<Pod>| async move { api.list(&params).await };
-            match self.call("list pods", ask).await {
+            match self.within(call, api.list(&page)).await {
                 Ok(mut list) => {
-                    pods.append(&mut list.items);
+                    all.append(&mut list.items);
                     match list.metadata.continue_.filter(|next| !next.is_empty()) {
                         Some(next) => page.continue_token = Some(next),
-                        None => return Ok(pods),
+                        None => return Ok(all),
                     }
                 }
                 // The list's place in history is gone: once more, from its beginning.
                 Err(refused) if refused.code() == Some(410) && page.continue_token.is_some() => {
-                    pods.clear();
+                    all.clear();
                     page.continue_token = None;
                 }
-                Err(refused) => return Err(refused.into()),
+                Err(refused) => return Err(refused),
             }
         }
     }
@@ -209,6 +231,20 @@ impl Client {
             Err(refused) if matches!(refused.code(), Some(404 | 409)) => Ok(()),
             answer => Ok(answer?),
         }
+    }
+
+    /// A watch that failed goes on by itself, unless nothing will mend it. What it was allowed once
+    /// it may again: a server that has just started refuses everybody until it has read its Roles.
+    pub(super) async fn survive(&self, error: watcher::Error, looked: bool) -> Result<(), Error> {
+        let (error, is_unknown) = unwatched(error);
+        if is_unknown {
+            self.forget().await;
+        }
+        if !error.is_retryable() && !looked {
+            return Err(error);
+        }
+        tokio::time::sleep(SETTLE).await;
+        Ok(())
     }
 
     pub(super) async fn all<K>(&self) -> Result<Api<K>, Error>

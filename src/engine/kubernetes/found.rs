@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+use k8s_openapi::{
+    api::core::v1::{ContainerState, ContainerStatus, Pod, PodStatus},
+    apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
+};
 
 use super::template::{self, CONTAINER};
 use crate::{
@@ -11,7 +14,7 @@ use crate::{
 };
 
 /// A Pod.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) name: String,
     /// One life: a Pod of the same name is another.
@@ -56,6 +59,25 @@ impl Found {
             && self.session().as_ref() == Some(session)
     }
 
+    /// What made it, and makes another when it is gone.
+    pub(super) fn controller(&self) -> Option<&OwnerReference> {
+        let owners = self.pod.metadata.owner_references.as_ref()?;
+        owners.iter().find(|owner| owner.controller == Some(true))
+    }
+
+    /// Since when its container runs, and since when there is a Pod.
+    pub(super) fn age(&self) -> (Option<&Time>, Option<&Time>) {
+        let state = self.container().and_then(|container| container.state.as_ref());
+        let running = state.and_then(|state| state.running.as_ref()?.started_at.as_ref());
+        (running, self.pod.metadata.creation_timestamp.as_ref())
+    }
+
+    /// Whether a container of it may run: until its end is said, one may.
+    pub(super) fn may_run(&self) -> bool {
+        let phase = self.status().and_then(|status| status.phase.as_deref());
+        !matches!(phase, Some("Succeeded" | "Failed"))
+    }
+
     fn annotation(&self, key: &str) -> Option<&String> {
         self.pod.metadata.annotations.as_ref()?.get(key)
     }
@@ -81,7 +103,7 @@ impl Found {
         Instance { session, generation, life: Some(self.life()), state }
     }
 
-    fn health(&self) -> Health {
+    pub(super) fn health(&self) -> Health {
         let conditions = self.status().and_then(|status| status.conditions.as_ref());
         let ready = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
         let began = self.container().and_then(|container| container.started) != Some(false);
@@ -125,6 +147,7 @@ impl Found {
             "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
                 Some(Error::Invalid(format!("pod `{}`: {reason}: {said}", self.name)))
             }
+            "CrashLoopBackOff" => Some(Error::Failed(self.ended())),
             _ => None,
         }
     }
@@ -149,7 +172,8 @@ impl Found {
     /// How its container ended.
     pub(super) fn ended(&self) -> String {
         let terminated = self.container().and_then(|container| {
-            container.state.as_ref().and_then(|state| state.terminated.as_ref())
+            let ended = |state: &Option<ContainerState>| state.as_ref()?.terminated.clone();
+            ended(&container.state).or_else(|| ended(&container.last_state))
         });
         let of_pod =
             self.status().and_then(|status| status.message.as_deref().or(status.reason.as_deref()));

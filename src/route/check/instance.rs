@@ -102,9 +102,13 @@ impl Check<'_> {
                     Some("set instance.qemu.kernel or instance.qemu.disk".into());
             }
             Some(EngineKind::Firecracker) => self.firecracker(&spec.firecracker),
-            Some(EngineKind::Kubernetes) if spec.image.is_none() => {
-                let wrong = "nothing says what the Pod runs: set instance.image";
-                self.found.value(&["instance", "image"], wrong);
+            Some(EngineKind::Kubernetes)
+                if spec.image.is_none() && spec.kubernetes.scale.is_none() =>
+            {
+                let hint = "set instance.image to create a Pod, or instance.kubernetes.scale for a \
+                            Deployment or StatefulSet that exists";
+                self.found.value(&["instance", "image"], "nothing says what the Pod runs").hint =
+                    Some(hint.into());
             }
             _ => {}
         }

@@ -5,6 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 /// `[instance.kubernetes]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KubernetesSpec {
+    /// `deployment/NAME` or `statefulset/NAME` that exists: scaled between 0 and 1, and nothing is
+    /// created or deleted.
+    pub scale: Option<String>,
     /// The service account that the Pod runs as; it never gets that account's token.
     pub service_account: Option<String>,
     /// `gvisor`, `kata` … as the cluster's RuntimeClasses are named.
@@ -32,6 +35,7 @@ pub struct KubernetesSpec {
 impl Default for KubernetesSpec {
     fn default() -> Self {
         Self {
+            scale: None,
             service_account: None,
             runtime_class: None,
             pull_secrets: Vec::new(),

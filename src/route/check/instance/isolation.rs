@@ -32,6 +32,9 @@ fn given(kind: EngineKind, spec: &Spec) -> (Option<IsolationWord>, &'static str)
             ),
             _ => (None, "how a container that exists was made is not known here"),
         },
+        EngineKind::Kubernetes if spec.kubernetes.scale.is_some() => {
+            (None, "how a workload that exists was made is not known here")
+        }
         EngineKind::Kubernetes => {
             let class = spec.kubernetes.runtime_class.as_deref();
             (Some(of_runtime(class)), "set kubernetes.runtime_class to one of gVisor or Kata")

@@ -16,6 +16,14 @@ impl Check<'_> {
         if table.user.as_ref().is_some_and(|user| !user.contains('{') && !is_user(user)) {
             self.found.value(&path("user"), "no user of a Pod, expected `UID` or `UID:GID`");
         }
+        let kinds = ["deployment/", "statefulset/"];
+        if let Some(scale) = table.scale.as_ref().filter(|scale| {
+            !scale.starts_with('{') && !kinds.iter().any(|kind| scale.starts_with(kind))
+        }) {
+            let wrong = format!("`{scale}` is nothing that is scaled");
+            self.found.value(&path("scale"), wrong).hint =
+                Some("expected `deployment/NAME` or `statefulset/NAME`".into());
+        }
         for (index, folder) in
             table.tmpfs.iter().enumerate().filter(|(_, tmpfs)| !tmpfs.starts_with('/'))
         {

@@ -14,6 +14,10 @@ use crate::{
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct KubernetesTable {
+    /// `deployment/NAME` or `statefulset/NAME`: one that exists is scaled to 1 at a wake and to 0
+    /// at a sleep. Dormouse then creates and deletes nothing, and of `[instance]` only `port`
+    /// counts.
+    pub(crate) scale: Option<String>,
     /// The service account that the Pod runs as; it never gets that account's token. Default: the
     /// namespace's.
     pub(crate) service_account: Option<String>,
@@ -43,6 +47,7 @@ pub(crate) struct KubernetesTable {
 impl Default for KubernetesTable {
     fn default() -> Self {
         Self {
+            scale: None,
             service_account: None,
             runtime_class: None,
             pull_secrets: Vec::new(),
@@ -61,6 +66,7 @@ impl Default for KubernetesTable {
 impl From<KubernetesTable> for KubernetesSpec {
     fn from(table: KubernetesTable) -> Self {
         Self {
+            scale: table.scale,
             service_account: table.service_account,
             runtime_class: table.runtime_class,
             pull_secrets: table.pull_secrets,

@@ -13,11 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use futures::future;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{controllers, kubelet};
 
@@ -28,6 +32,17 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Cluster {
     folder: TempDir,
+    etcd: u16,
+    orders: mpsc::UnboundedSender<(Order, oneshot::Sender<()>)>,
+}
+
+/// What a cluster can be told.
+#[derive(Debug)]
+enum Order {
+    /// The API server is killed.
+    Kill,
+    /// It starts again, over the same etcd.
+    Start,
 }
 
 /// The cluster that all tests of a run share.
@@ -37,19 +52,49 @@ pub(crate) fn shared() -> &'static Cluster {
 }
 
 impl Cluster {
-    fn up() -> Self {
+    /// One that no other test has.
+    pub(crate) fn up() -> Self {
         let binary = server_binary();
         let folder = tempfile::tempdir().unwrap();
         let [etcd, peers, server] = ports();
         configure(folder.path(), server);
         let (up, is_up) = std::sync::mpsc::channel();
+        let (orders, given) = mpsc::unbounded_channel();
         let keeper = Keeper { folder: folder.path().to_owned(), binary, etcd, peers, server };
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(keeper.run(up));
+            runtime.unwrap().block_on(keeper.run(up, given));
         });
         is_up.recv_timeout(PATIENCE * 2).expect("a cluster comes up");
-        Self { folder }
+        Self { folder, etcd, orders }
+    }
+
+    pub(crate) async fn kill_server(&self) {
+        self.order(Order::Kill).await;
+    }
+
+    pub(crate) async fn start_server(&self) {
+        self.order(Order::Start).await;
+    }
+
+    async fn order(&self, order: Order) {
+        let (done, is_done) = oneshot::channel();
+        self.orders.send((order, done)).unwrap();
+        is_done.await.unwrap();
+    }
+
+    /// Deletes an object behind the API server's back, and forgets all history up to now.
+    pub(crate) async fn lose(&self, key: &str) {
+        let at = format!("http://127.0.0.1:{}", self.etcd).parse().unwrap();
+        let etcd = Client::try_from(Config::new(at)).unwrap();
+        let ask = async |path: &str, body: Value| {
+            let ask = http::Request::post(path).body(serde_json::to_vec(&body).unwrap()).unwrap();
+            etcd.request::<Value>(ask).await.unwrap()
+        };
+        let gone = ask("/v3/kv/deleterange", json!({"key": BASE64_STANDARD.encode(key)})).await;
+        assert_eq!(gone["deleted"], "1", "{gone}");
+        let revision = &gone["header"]["revision"];
+        ask("/v3/kv/compaction", json!({"revision": revision, "physical": true})).await;
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
@@ -118,16 +163,36 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(self, up: std::sync::mpsc::Sender<()>) {
-        let mut children = [self.start_etcd(), self.start_server()];
+    async fn run(
+        self,
+        up: std::sync::mpsc::Sender<()>,
+        mut orders: mpsc::UnboundedReceiver<(Order, oneshot::Sender<()>)>,
+    ) {
+        let (mut etcd, mut server) = (self.start_etcd(), self.start_server());
         self.ready().await;
         let client = client(&self.folder.join("kubeconfig"), "admin").await;
         up.send(()).unwrap();
-        tokio::join!(kubelet::run(client.clone()), controllers::run(client));
-        for child in &mut children {
-            let _ = child.kill();
-            let _ = child.wait();
+        let obeys = async {
+            while let Some((order, done)) = orders.recv().await {
+                match order {
+                    Order::Kill => end(&mut server),
+                    Order::Start => {
+                        server = self.start_server();
+                        self.ready().await;
+                    }
+                }
+                // Who gave it may wait for it no longer.
+                let _ = done.send(());
+            }
+        };
+        let controllers = controllers::run(client.clone());
+        // Until nobody has the cluster any longer.
+        tokio::select! {
+            () = obeys => {}
+            ((), ()) = future::join(kubelet::run(client), controllers) => {}
         }
+        end(&mut server);
+        end(&mut etcd);
     }
 
     fn start_etcd(&self) -> Child {
@@ -186,6 +251,11 @@ impl Keeper {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+fn end(child: &mut Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 /// A command that the kernel ends with the thread that started it.

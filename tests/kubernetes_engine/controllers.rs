@@ -12,7 +12,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
-    runtime::watcher::{self, watcher},
+    runtime::{WatchStreamExt as _, watcher, watcher::watcher as watch},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -37,7 +37,10 @@ fn changes<K>(client: &Client) -> stream::BoxStream<'static, ()>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    watcher(Api::<K>::all(client.clone()), watcher::Config::default()).map(drop).boxed()
+    watch(Api::<K>::all(client.clone()), watcher::Config::default())
+        .default_backoff()
+        .map(drop)
+        .boxed()
 }
 
 async fn look(client: &Client) -> kube::Result<()> {

@@ -10,6 +10,7 @@ mod contract;
 mod controllers;
 mod given;
 mod kubelet;
+mod restart;
 mod scale;
 
 use std::sync::Arc;

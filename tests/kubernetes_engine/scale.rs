@@ -27,13 +27,13 @@ use crate::{
 };
 
 /// What a route that names a workload makes.
-fn scaled(workload: &str) -> Spec {
+pub(crate) fn scaled(workload: &str) -> Spec {
     let kubernetes =
         KubernetesSpec { scale: Some(workload.to_owned()), ..KubernetesSpec::default() };
     Spec { kubernetes, ..Spec::default() }
 }
 
-fn serving() -> Value {
+pub(crate) fn serving() -> Value {
     json!({"name": "web", "image": "busybox", "args": ["httpd", "-f", "-p", "0.0.0.0:8080"]})
 }
 
@@ -51,7 +51,7 @@ impl Bench<'_> {
     }
 
     /// Somebody makes a workload, asleep.
-    async fn make(&self, workload: &str, app: &str, container: &Value) {
+    pub(crate) async fn make(&self, workload: &str, app: &str, container: &Value) {
         let (kind, name) = workload.split_once('/').unwrap();
         let kind = if kind == "deployment" { "Deployment" } else { "StatefulSet" };
         let object = json!({
@@ -82,7 +82,7 @@ impl Bench<'_> {
     }
 
     /// `kubectl scale`.
-    async fn scale_by_hand(&self, workload: &str, replicas: u64) {
+    pub(crate) async fn scale_by_hand(&self, workload: &str, replicas: u64) {
         let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
         let name = workload.split_once('/').unwrap().1;
         let api = self.workloads(workload).await;
@@ -109,7 +109,7 @@ impl Bench<'_> {
     }
 
     /// Reads events until it is so.
-    async fn told(
+    pub(crate) async fn told(
         &self,
         events: &mut BoxStream<'static, EngineEvent>,
         host: &SessionId,

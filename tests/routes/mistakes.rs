@@ -348,6 +348,12 @@ fn a_pool_is_of_what_is_the_same_for_every_session() {
             "ready = 1",
             "7:1: a container that exists is not made ahead",
         ),
+        (
+            docker,
+            "kubernetes.scale = \"deployment/x\"",
+            "ready = 1",
+            "7:1: a workload that exists is not made ahead",
+        ),
     ] {
         assert_eq!(told(head, more, pool), Err(vec![format!("demo.toml:{expected}")]));
     }

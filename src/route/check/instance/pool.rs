@@ -46,6 +46,9 @@ impl Check<'_> {
             let wrong = "a container that exists is not made ahead";
             self.found.value(&["pool"], wrong);
         }
+        if spec.kubernetes.scale.is_some() {
+            self.found.value(&["pool"], "a workload that exists is not made ahead");
+        }
         template_strings(spec, |path, text, reserved| self.of_nobody(path, text, reserved));
         if let Probe::Http { path, .. } = probe {
             self.of_nobody(&["ready", "path"], path, &[]);

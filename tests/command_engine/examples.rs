@@ -168,7 +168,16 @@ async fn libvirt_takes_every_call_of_its_example() {
     assert_eq!(inspected.life, Some(started.life.clone()));
     assert_eq!(inspected.state, InstanceState::Running(Health::Unchecked));
     for &depth in engine.depths() {
-        engine.sleep(&session("a"), &of("test"), Some(&started.life), depth).await.unwrap();
+        // virsh 9.0 misses the end of its own save now and then, and waits for ever. The fleet asks
+        // again, too.
+        let mut slept = Err(Error::Failed("not asked".into()));
+        for _ in 0..4 {
+            slept = engine.sleep(&session("a"), &of("test"), Some(&started.life), depth).await;
+            if !matches!(slept, Err(Error::Timeout { .. })) {
+                break;
+            }
+        }
+        slept.unwrap();
     }
     let error = engine.start(&session("a"), &of("nothing"), Generation(1)).await.unwrap_err();
     assert!(matches!(&error, Error::Missing(said) if said.contains("'nothing'")), "{error:?}");

@@ -101,8 +101,14 @@ impl Rootless {
 
 impl Drop for Rootless {
     fn drop(&mut self) {
-        // Its child, the first process of its namespace, ends with it, and all others with that.
-        let _ = self.service.kill();
+        // All others of its namespace end with the first one. That does not end with its parent: who
+        // changes its user loses that wish.
+        let parent = i32::try_from(self.service.id()).unwrap();
+        for process in procfs::process::all_processes().unwrap().flatten() {
+            if process.stat().is_ok_and(|stat| stat.ppid == parent) {
+                let _ = Command::new("kill").args(["-KILL", &process.pid.to_string()]).status();
+            }
+        }
         let _ = self.service.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }

@@ -14,6 +14,11 @@ fn missing() -> Option<String> {
     if let Err(error) = kvm {
         return Some(format!("/dev/kvm: {error}"));
     }
+    // That it opens proves little: there are hosts whose own hypervisor keeps the rest to itself.
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap();
+    if cfg!(target_arch = "x86_64") && !["vmx", "svm"].iter().any(|flag| processor.contains(flag)) {
+        return Some("/dev/kvm opens, and the processor has neither VMX nor SVM".to_owned());
+    }
     if Command::new("firecracker").arg("--version").output().is_err() {
         return Some("no program `firecracker`".to_owned());
     }

@@ -5,6 +5,7 @@
 
 mod alone;
 pub mod command;
+mod deaths;
 pub mod docker;
 pub mod firecracker;
 pub mod fly;

@@ -276,7 +276,7 @@ impl Fleet {
     pub fn replan(&self) {
         let cells: Vec<_> = self.cells.pin().values().cloned().collect();
         self.look_after_pools();
-        for cell in cells.into_iter().filter(|cell| !cell.is_spare()) {
+        for cell in cells.into_iter().filter(|cell| !cell.is_spare) {
             let plan = (self.planner)(cell.session.host());
             let revived = self.apply(&cell, "routes changed", |core, now, out| {
                 let retired = core.machine.is_retired();
@@ -393,12 +393,15 @@ impl Fleet {
             // Whoever it was found for has left, or was refused.
             core.next_place = None;
         }
-        self.count_existing(cell, &mut core);
+        // Not where a warm request is all that happens.
+        if !matches!(core.machine.state(), State::Awake { .. } | State::Idle { .. }) {
+            self.count_existing(cell, &mut core);
+        }
         let to = core.machine.state().name();
         if from == to {
             return result;
         }
-        if cell.is_spare() {
+        if cell.is_spare {
             self.look_after_pools();
         }
         if let State::Asleep { .. } = core.machine.state() {
@@ -458,7 +461,7 @@ impl Fleet {
         let deepest = self.deepest(&core.plan.engine);
         let gone = core.machine.depth().is_some_and(|depth| deepest <= depth)
             && matches!(core.machine.state(), State::Asleep { .. });
-        if gone || cell.is_spare() {
+        if gone || cell.is_spare {
             core.exists = None;
         } else if core.exists.as_ref().is_none_or(|exists| !exists.is_of(&core.plan.route)) {
             core.exists = self.existing.add(&core.plan.route, usize::MAX);

@@ -23,7 +23,7 @@ use std::{
 
 use async_trait::async_trait;
 use dashmap::DashMap;
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::stream::BoxStream;
 use serde_json::{Value, json};
 use tokio::{net::UnixListener, process::Child, sync::broadcast};
 use tokio_util::{
@@ -35,6 +35,7 @@ use self::{api::Api, files::Golden};
 use super::{
     Engine, EngineEvent, Error, Instance, Life, Started,
     alone::Alone,
+    deaths,
     vm::{
         self, disk,
         folder::{Folder, MEMORY, MEMORY_PART, Record, STATE, STATE_PART, Saved},
@@ -166,7 +167,10 @@ impl Engine for Firecracker {
             if instance.life.is_some()
                 && let Some(record) = folder.record().map_err(|e| disk(&folder, &e))?
             {
-                self.shared.watch(&folder, &record, None)?;
+                // One that cannot be reached is not all of them.
+                if let Err(error) = self.shared.watch(&folder, &record, None) {
+                    tracing::warn!(session = %instance.session, %error, "cannot reach a machine");
+                }
             }
             instances.push(instance);
         }
@@ -179,15 +183,7 @@ impl Engine for Firecracker {
     }
 
     fn events(&self) -> BoxStream<'static, EngineEvent> {
-        let deaths = self.shared.events.subscribe();
-        futures::stream::unfold(deaths, |mut deaths| async {
-            match deaths.recv().await {
-                Ok(session) => Some((EngineEvent::Changed(session), deaths)),
-                Err(broadcast::error::RecvError::Lagged(_)) => Some((EngineEvent::Resync, deaths)),
-                Err(broadcast::error::RecvError::Closed) => None,
-            }
-        })
-        .boxed()
+        deaths::told(&self.shared.events)
     }
 }
 

@@ -24,7 +24,7 @@ use std::{
 
 use async_trait::async_trait;
 use dashmap::DashMap;
-use futures::{StreamExt, stream::BoxStream};
+use futures::stream::BoxStream;
 use tokio::sync::{Mutex, OnceCell, broadcast};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -37,7 +37,7 @@ use self::{
     signal::Target,
     spawn::{Bind, Spawn},
 };
-use super::{Engine, EngineEvent, Error, Instance, Life, Started, port::Port};
+use super::{Engine, EngineEvent, Error, Instance, Life, Started, deaths, port::Port};
 use crate::session::{Depth, Generation, Listen, SessionId, Spec};
 
 /// Events that a slow subscriber may be behind; then it is told to list everything.
@@ -158,15 +158,7 @@ impl Engine for Process {
     }
 
     fn events(&self) -> BoxStream<'static, EngineEvent> {
-        let deaths = self.shared.events.subscribe();
-        futures::stream::unfold(deaths, |mut deaths| async {
-            match deaths.recv().await {
-                Ok(session) => Some((EngineEvent::Changed(session), deaths)),
-                Err(broadcast::error::RecvError::Lagged(_)) => Some((EngineEvent::Resync, deaths)),
-                Err(broadcast::error::RecvError::Closed) => None,
-            }
-        })
-        .boxed()
+        deaths::told(&self.shared.events)
     }
 }
 

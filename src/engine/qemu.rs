@@ -19,7 +19,7 @@ use std::{
 
 use async_trait::async_trait;
 use dashmap::DashMap;
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::stream::BoxStream;
 use tokio::{
     process::{Child, Command},
     sync::{OnceCell, broadcast},
@@ -34,6 +34,7 @@ use self::{arguments::Accelerator, monitor::Monitor, process::Unborn};
 use super::{
     Engine, EngineEvent, Error, Instance, Life, Started,
     alone::Alone,
+    deaths,
     port::Port,
     vm::{
         self, disk,
@@ -162,15 +163,7 @@ impl Engine for Qemu {
     }
 
     fn events(&self) -> BoxStream<'static, EngineEvent> {
-        let deaths = self.shared.events.subscribe();
-        futures::stream::unfold(deaths, |mut deaths| async {
-            match deaths.recv().await {
-                Ok(session) => Some((EngineEvent::Changed(session), deaths)),
-                Err(broadcast::error::RecvError::Lagged(_)) => Some((EngineEvent::Resync, deaths)),
-                Err(broadcast::error::RecvError::Closed) => None,
-            }
-        })
-        .boxed()
+        deaths::told(&self.shared.events)
     }
 }
 

@@ -92,8 +92,7 @@ impl Fleet {
 
     /// No route wants it on this engine: it sleeps; a spare, in which nobody was yet, is removed.
     fn retire_instance(self: &Arc<Self>, port: &EnginePort, instance: Instance) {
-        let unused =
-            is_spare(&instance.session) && self.owner_of(&instance.session) == instance.session;
+        let unused = is_spare(&instance.session) && !self.is_used(&instance.session);
         let to = if unused { self.deepest(&port.name) } else { Depth::Stopped };
         let kept = if unused { to } else { Depth::Suspended };
         if matches!(instance.state, InstanceState::Asleep(depth) if kept <= depth) {

@@ -34,6 +34,8 @@ const HISTORY_MAX: usize = 16;
 pub(super) struct Cell {
     pub(super) id: u64,
     pub(super) session: SessionId,
+    /// Made ahead, for a session that does not exist yet.
+    pub(super) is_spare: bool,
     pub(super) fleet: Arc<Fleet>,
     pub(super) gate: watch::Sender<Gate>,
     /// The engine reported a change: a probe looks again at once.
@@ -147,6 +149,7 @@ impl Cell {
     ) -> Self {
         Self {
             id,
+            is_spare: pool::is_spare(&session),
             session,
             fleet,
             gate: watch::Sender::new(Gate::shut()),
@@ -174,11 +177,6 @@ impl Cell {
                 woken_from: None,
             }),
         }
-    }
-
-    /// Whether it is made ahead, for a session that does not exist yet.
-    pub(super) fn is_spare(&self) -> bool {
-        pool::is_spare(&self.session)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {

@@ -66,7 +66,12 @@ pub(super) fn stop(
         cell.set_phase(Phase::Stopping);
         let event = match sleep(&cell, to).await {
             Ok(()) => {
-                if cell.fleet.deepest(&cell.lock().plan.engine) <= to {
+                let engine = {
+                    let core = cell.lock();
+                    let placed = core.placed.as_ref().map_or(&core.plan, |placed| &placed.plan);
+                    Arc::clone(&placed.engine)
+                };
+                if cell.fleet.deepest(&engine) <= to {
                     cell.fleet.release(&cell.session).await;
                 }
                 Event::Stopped(generation)
@@ -195,7 +200,7 @@ impl Wake {
 
     /// A session that has no instance takes one that was made ahead.
     async fn take_spare(&mut self) {
-        let Some(pool) = self.plan.pool.filter(|_| !self.cell.is_spare()) else { return };
+        let Some(pool) = self.plan.pool.filter(|_| !self.cell.is_spare) else { return };
         let fleet = &self.cell.fleet;
         let woken_from = self.cell.lock().woken_from;
         if woken_from.is_none_or(|depth| depth < fleet.deepest(&self.plan.engine)) {

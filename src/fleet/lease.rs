@@ -138,7 +138,7 @@ impl Lease {
             if core.evicted {
                 return Attempt::Gone;
             }
-            if cell.is_spare() {
+            if cell.is_spare {
                 // A route may have its host; nobody has it yet.
                 return Attempt::Done(Err(Refusal::Retired));
             }

@@ -150,6 +150,11 @@ impl Fleet {
         owner.unwrap_or_else(|| instance.clone())
     }
 
+    /// Whether this instance is, or was, somebody's, though it was a spare.
+    pub(super) fn is_used(&self, instance: &SessionId) -> bool {
+        self.pools.get().is_some_and(|pools| pools.claims.is_used(instance))
+    }
+
     /// Hands a spare to a new session; `None` where none waits.
     pub(super) async fn claim(
         self: &Arc<Self>,
@@ -223,7 +228,7 @@ impl Fleet {
                 self.release(&session).await;
             }
         }
-        if let Err(error) = pools.claims.forget_gone(&port.name, listed) {
+        if let Err(error) = pools.claims.forget_gone(&port.name, listed, Instant::now()) {
             tracing::warn!(%error, "cannot forget whose spares were");
         }
     }

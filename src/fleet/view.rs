@@ -135,7 +135,7 @@ impl Fleet {
         for state in ["asleep", "waking", "awake", "idle", "stopping"] {
             METRICS.sessions.with_label_values(&[state]).set(0);
         }
-        for cell in self.cells.pin().values().filter(|cell| !cell.is_spare()) {
+        for cell in self.cells.pin().values().filter(|cell| !cell.is_spare) {
             let state = cell.lock().machine.state().name();
             METRICS.sessions.with_label_values(&[state]).inc();
         }
@@ -152,14 +152,11 @@ fn view(cell: &Cell) -> SessionView {
     let now = tokio::time::Instant::now().into_std();
     let until = |at: std::time::Instant| millis(at.saturating_duration_since(now));
     let state = core.machine.state();
-    let (depth, address, cooldown) = match state {
-        State::Asleep { depth, not_before, .. } => {
-            (Some(*depth), None, not_before.filter(|at| now < *at))
-        }
-        State::Stopping { to, .. } => (Some(*to), None, None),
-        State::Waking { .. } => (None, None, None),
+    let (address, cooldown) = match state {
+        State::Asleep { not_before, .. } => (None, not_before.filter(|at| now < *at)),
+        State::Stopping { .. } | State::Waking { .. } => (None, None),
         State::Awake { endpoint, .. } | State::Idle { endpoint, .. } => {
-            (None, Some(endpoint.address.to_string()), None)
+            (Some(endpoint.address.to_string()), None)
         }
     };
     let busy = matches!(state, State::Waking { .. } | State::Stopping { .. });
@@ -175,7 +172,7 @@ fn view(cell: &Cell) -> SessionView {
         route: core.plan.route.to_string(),
         engine: core.plan.engine.to_string(),
         state: state.name(),
-        depth: depth.map(|depth| depth.as_str()),
+        depth: core.machine.depth().map(|depth| depth.as_str()),
         phase: busy.then(|| cell.phase().as_str()),
         generation: core.machine.generation().0,
         leases: core.machine.leases(),
@@ -186,7 +183,7 @@ fn view(cell: &Cell) -> SessionView {
         last_error: core.last_error.clone(),
         usual_wake_ms: usual.map(millis),
         instance: instance.map(|instance| instance.host().to_owned()),
-        spare: cell.is_spare(),
+        spare: cell.is_spare,
         retired: core.machine.is_retired(),
         history: core.history.iter().cloned().collect(),
     }

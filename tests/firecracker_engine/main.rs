@@ -6,6 +6,8 @@ mod bed;
 #[path = "../contract/mod.rs"]
 mod contract;
 mod official;
+#[path = "../support/prism.rs"]
+mod prism;
 mod real;
 
 use std::{fs, os::unix::fs::MetadataExt as _, sync::Arc};

@@ -1,62 +1,21 @@
 //! Every request that the engine makes is one of the official file: `firecracker.swagger.yaml`, from
-//! firecracker-microvm/firecracker at 81b38b9dad60 (Apache-2.0), 2026-08-21. The fake notes them, and prism (npm `@stoplight/prism-cli`), which has read the file, is asked each again.
+//! firecracker-microvm/firecracker at 81b38b9dad60 (Apache-2.0), 2026-08-21. The fake notes them, and
+//! prism, which has read the file, is asked each again.
 
-use std::{
-    net::TcpListener,
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use super::{prism::Prism, *};
 
-use super::*;
-
-/// `scripts/test` puts it there.
-const PRISM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/prism/node_modules/.bin/prism");
 const OFFICIAL: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/firecracker_engine/firecracker.swagger.yaml");
 
-struct Prism {
-    child: Child,
-    base: String,
-}
-
-impl Prism {
-    async fn up() -> Self {
-        assert!(Path::new(PRISM).exists(), "no prism: run scripts/test once, it installs it");
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new(PRISM)
-            .args(["mock", OFFICIAL, "--errors", "--port", &port.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let prism = Self { child, base: format!("http://127.0.0.1:{port}") };
-        let since = Instant::now();
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            assert!(since.elapsed() < Duration::from_secs(60), "prism does not begin");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        prism
-    }
-
-    /// The status of one request.
-    async fn ask(&self, call: &str, body: &serde_json::Value) -> (u16, String) {
-        let (method, path) = call.split_once(' ').unwrap();
-        let request = reqwest::Client::new()
-            .request(method.parse().unwrap(), format!("{}{path}", self.base))
-            .header("content-type", "application/json");
-        let request = if body.is_null() { request } else { request.body(body.to_string()) };
-        let answer = request.send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
-    }
-}
-
-impl Drop for Prism {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The status of one request.
+async fn ask(prism: &Prism, call: &str, body: &serde_json::Value) -> (u16, String) {
+    let (method, path) = call.split_once(' ').unwrap();
+    let request = reqwest::Client::new()
+        .request(method.parse().unwrap(), format!("{}{path}", prism.base))
+        .header("content-type", "application/json");
+    let request = if body.is_null() { request } else { request.body(body.to_string()) };
+    let answer = request.send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
 #[tokio::test]
@@ -79,14 +38,14 @@ async fn every_request_is_one_of_the_official_file() {
         asked.extend(bed.asked());
         engine.sleep(&alice, &spec, None, Depth::Removed).await.unwrap();
     }
-    let prism = Prism::up().await;
+    let prism = Prism::up(&["mock", OFFICIAL]).await;
     for (call, body) in &asked {
-        let (status, says) = prism.ask(call, body).await;
+        let (status, says) = ask(&prism, call, body).await;
         assert!((200..300).contains(&status), "{call} {body}: {status} {says}");
     }
     // And it would say if one were not.
     let wrong = json!({ "state": "Asleep" });
-    assert_eq!(prism.ask("PATCH /vm", &wrong).await.0, 400);
+    assert_eq!(ask(&prism, "PATCH /vm", &wrong).await.0, 400);
     for call in [
         "PUT /machine-config",
         "PUT /boot-source",

@@ -5,6 +5,8 @@
 mod contract;
 mod fake;
 mod official;
+#[path = "../support/prism.rs"]
+mod prism;
 
 use std::{
     sync::Arc,

@@ -25,16 +25,21 @@ const WORD_WAIT: Duration = Duration::from_secs(5);
 pub(super) async fn serve(listener: UnixListener, vsock: PathBuf, port: u16) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut open = JoinSet::new();
+    let mut fails = false;
     loop {
         let place = Arc::clone(&places).acquire_owned().await;
         let client = match listener.accept().await {
             Ok((client, _)) => client,
             Err(error) => {
-                tracing::warn!(%error, "a relay to a guest cannot accept");
+                // Once, not 20 times a second until there are descriptors again.
+                if !std::mem::replace(&mut fails, true) {
+                    tracing::warn!(%error, "a relay to a guest cannot accept");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
+        fails = false;
         let vsock = vsock.clone();
         open.spawn(async move {
             let _place = place;

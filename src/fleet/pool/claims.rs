@@ -11,13 +11,17 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::is_spare;
 use crate::session::SessionId;
 
+/// An engine may not see an instance for a while; what is then listed again is used still.
+const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
 /// An engine's name and a host are no longer than this together.
 const FILE_MAX: u64 = 1024;
 
@@ -42,6 +46,9 @@ struct Used {
     engine: String,
     /// `None` once that session has another one, or none.
     session: Option<String>,
+    /// Since when that is known here.
+    #[serde(skip, default = "Instant::now")]
+    since: Instant,
 }
 
 /// How a claim ended.
@@ -82,7 +89,11 @@ impl Claims {
         session: &SessionId,
     ) -> io::Result<Claim> {
         let path = self.folder.join(instance.host());
-        let used = Used { engine: engine.to_owned(), session: Some(session.host().to_owned()) };
+        let used = Used {
+            engine: engine.to_owned(),
+            session: Some(session.host().to_owned()),
+            since: Instant::now(),
+        };
         let part = self.write_part(instance, &used)?;
         // Whole, and by one alone.
         let made = fs::hard_link(&part, &path);
@@ -107,7 +118,7 @@ impl Claims {
         let Some(engine) = self.lock().used.get(&instance).map(|used| used.engine.clone()) else {
             return Ok(());
         };
-        let used = Used { engine, session: None };
+        let used = Used { engine, session: None, since: Instant::now() };
         let part = self.write_part(&instance, &used)?;
         fs::rename(part, self.folder.join(instance.host()))?;
         let mut known = self.lock();
@@ -116,11 +127,18 @@ impl Claims {
         Ok(())
     }
 
-    /// Forgets what was used of an engine, is nobody's, and is not among all that the engine has.
-    pub(super) fn forget_gone(&self, engine: &str, listed: &HashSet<SessionId>) -> io::Result<()> {
+    /// Forgets what was used of an engine, is nobody's for an hour, and is not among all that the
+    /// engine has.
+    pub(super) fn forget_gone(
+        &self,
+        engine: &str,
+        listed: &HashSet<SessionId>,
+        now: Instant,
+    ) -> io::Result<()> {
         let gone = |(instance, used): (&SessionId, &Used)| {
-            let gone =
-                used.engine == engine && used.session.is_none() && !listed.contains(instance);
+            let of_nobody = used.engine == engine && used.session.is_none();
+            let is_old = FORGET_AFTER <= now.saturating_duration_since(used.since);
+            let gone = of_nobody && is_old && !listed.contains(instance);
             gone.then(|| instance.clone())
         };
         let gone: Vec<_> = self.lock().used.iter().filter_map(gone).collect();
@@ -184,7 +202,7 @@ fn read(path: &Path) -> io::Result<Used> {
     io::Read::read_to_end(&mut io::Read::take(File::open(path)?, FILE_MAX), &mut text)?;
     Ok(serde_json::from_slice(&text).unwrap_or_else(|error| {
         tracing::warn!(path = %path.display(), %error, "nobody can read whose this spare is");
-        Used { engine: String::new(), session: None }
+        Used { engine: String::new(), session: None, since: Instant::now() }
     }))
 }
 
@@ -232,13 +250,15 @@ mod tests {
         claims.release(&alice).unwrap();
         assert_eq!(claims.owner(&spare), None);
         assert_eq!(claims.claim(&spare, engine, &bob).unwrap(), Claim::Taken);
+        let later = Instant::now() + FORGET_AFTER * 2;
         for claims in [&claims, &Claims::open(path.clone()).unwrap()] {
             assert!(claims.is_used(&spare) && claims.instance(bob.host()).is_none());
-            claims.forget_gone("other", &HashSet::new()).unwrap();
-            claims.forget_gone("main", &[spare.clone()].into()).unwrap();
-            assert!(claims.is_used(&spare), "its engine lists it still");
+            claims.forget_gone("other", &HashSet::new(), later).unwrap();
+            claims.forget_gone("main", &[spare.clone()].into(), later).unwrap();
+            claims.forget_gone("main", &HashSet::new(), Instant::now()).unwrap();
+            assert!(claims.is_used(&spare), "its engine lists it still, or did a moment ago");
         }
-        claims.forget_gone("main", &HashSet::new()).unwrap();
+        claims.forget_gone("main", &HashSet::new(), later).unwrap();
         assert!(!claims.is_used(&spare));
         assert_eq!(fs::read_dir(path).unwrap().count(), 0);
     }

@@ -116,12 +116,8 @@ impl Kubernetes {
         pod.map(|pod| self.ours(pod, session)).transpose()
     }
 
-    /// Runs until the Pod is up; what it waited for last is in `seen`.
-    async fn bring_up(
-        &self,
-        template: &Template<'_>,
-        seen: &mut Option<Found>,
-    ) -> Result<Started, Error> {
+    /// Runs until the Pod is up.
+    async fn bring_up(&self, template: &Template<'_>, seen: &mut Seen) -> Result<Started, Error> {
         let name = self.name(template.session);
         let mut watch = pin!(watch_object(self.client.all::<Pod>().await?, &name));
         let (mut created, mut looked) = (false, false);
@@ -129,13 +125,14 @@ impl Kubernetes {
             let pod = match look {
                 Ok(pod) => pod,
                 Err(error) => {
-                    self.client.survive(error, looked).await?;
+                    self.client.survive(error, looked, &mut seen.trouble).await?;
                     continue;
                 }
             };
             looked = true;
-            *seen = pod.map(|pod| self.ours(pod, template.session)).transpose()?;
-            match seen {
+            seen.trouble = None;
+            seen.pod = pod.map(|pod| self.ours(pod, template.session)).transpose()?;
+            match &seen.pod {
                 None if created => return Err(deleted(&name)),
                 None => {
                     self.create(template).await?;
@@ -198,13 +195,11 @@ impl Kubernetes {
         }
     }
 
-    async fn why_not_up(
-        &self,
-        seen: Option<&Found>,
-        workload: Option<&Reference>,
-        after: Duration,
-    ) -> Error {
-        let waits = match (seen.and_then(Found::waits_for), workload) {
+    async fn why_not_up(&self, seen: Seen, workload: Option<&Reference>, after: Duration) -> Error {
+        if let Some(trouble) = seen.trouble {
+            return trouble;
+        }
+        let waits = match (seen.pod.as_ref().and_then(Found::waits_for), workload) {
             (None, Some(workload)) => self.refusal(workload).await,
             (waits, _) => waits,
         };
@@ -222,25 +217,36 @@ impl Kubernetes {
 
     /// Waits until a Pod whose end was asked for is gone.
     async fn gone(&self, name: &str, uid: &str, grace: Duration) -> Result<(), Error> {
-        let limit = grace + self.client.call_timeout();
+        let (limit, mut trouble) = (grace + self.client.call_timeout(), None);
         let gone = async {
             let mut watch = pin!(watch_object(self.client.all::<Pod>().await?, name));
             while let Some(look) = watch.next().await {
                 match look {
                     Ok(Some(pod)) if pod.metadata.uid.as_deref() == Some(uid) => {}
                     Ok(_) => break,
-                    Err(error) => self.client.survive(error, true).await?,
+                    Err(error) => self.client.survive(error, true, &mut trouble).await?,
                 }
             }
             Ok(())
         };
-        timeout(limit, gone).await.unwrap_or_else(|_| {
-            Err(Error::Conflict(format!(
-                "pod `{name}` is still there {limit:?} after its end was asked for: is its node \
-                 alive?"
-            )))
-        })
+        let gone = timeout(limit, gone).await;
+        gone.unwrap_or_else(|_| Err(trouble.unwrap_or_else(|| still_there(name, limit))))
     }
+}
+
+/// What a start waited for last.
+#[derive(Default)]
+struct Seen {
+    /// The session's Pod.
+    pod: Option<Found>,
+    /// Why it could not look.
+    trouble: Option<Error>,
+}
+
+fn still_there(name: &str, after: Duration) -> Error {
+    Error::Conflict(format!(
+        "pod `{name}` is still there {after:?} after its end was asked for: is its node alive?"
+    ))
 }
 
 fn deleted(name: &str) -> Error {
@@ -290,7 +296,7 @@ impl Engine for Kubernetes {
         generation: Generation,
     ) -> Result<Started, Error> {
         let template = Template { owner: &self.owner, session, spec, generation };
-        let (limit, mut seen) = (self.start_timeout, None);
+        let (limit, mut seen) = (self.start_timeout, Seen::default());
         let until = sleep_until(Instant::now() + limit);
         let workload = scale::named(spec)?;
         let bring_up = async {
@@ -301,7 +307,7 @@ impl Engine for Kubernetes {
         };
         let started = tokio::select! {
             started = bring_up => started,
-            () = until => Err(self.why_not_up(seen.as_ref(), workload.as_ref(), limit).await),
+            () = until => Err(self.why_not_up(seen, workload.as_ref(), limit).await),
         };
         started.map_err(|error| error_without(error, spec))
     }

@@ -8,6 +8,7 @@ mod cluster;
 #[path = "../contract/mod.rs"]
 mod contract;
 mod controllers;
+mod faults;
 mod given;
 mod kubelet;
 mod restart;

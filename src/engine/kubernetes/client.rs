@@ -3,7 +3,11 @@
 
 mod apps;
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex as Lock, PoisonError},
+    time::Duration,
+};
 
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -39,6 +43,8 @@ pub(super) struct Client {
     namespace: Option<String>,
     call_timeout: Duration,
     connected: Mutex<Option<Connected>>,
+    /// The calls that were allowed once.
+    allowed: Lock<BTreeSet<&'static str>>,
 }
 
 /// A client and the namespace that everything is in.
@@ -62,6 +68,7 @@ impl Client {
             namespace: config.namespace.clone(),
             call_timeout: config.call_timeout,
             connected: Mutex::default(),
+            allowed: Lock::default(),
         }
     }
 
@@ -86,6 +93,9 @@ impl Client {
         let mut config = self.credentials().await?;
         config.read_timeout = Some(SILENCE);
         config.connect_timeout = Some(self.call_timeout);
+        // Its own retries double their pause up to a quarter of an hour, and hide what was answered:
+        // who calls tries again sooner, and says why.
+        config.default_retry = false;
         let namespace = self.namespace.clone().unwrap_or(config.default_namespace.clone());
         let client = kube::Client::try_from(config).map_err(|error| refused(error, "connect"))?;
         Ok(Connected { client, namespace })
@@ -139,7 +149,15 @@ impl Client {
         asked: impl Future<Output = Result<T, ApiError>>,
     ) -> Result<T, Refused> {
         let refused = match tokio::time::timeout(self.call_timeout, asked).await {
-            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Ok(answer)) => {
+                self.allowed().insert(call);
+                return Ok(answer);
+            }
+            Ok(Err(ApiError::Api(status)))
+                if status.code == 403 && self.allowed().contains(call) =>
+            {
+                Refused::Engine(for_now(answered(&status)))
+            }
             Ok(Err(ApiError::Api(status))) => Refused::Answer(status),
             Ok(Err(error)) => Refused::Engine(refused(error, call)),
             Err(_) => Refused::Engine(Error::Timeout { call, after: self.call_timeout }),
@@ -148,6 +166,10 @@ impl Client {
             self.forget().await;
         }
         Err(refused)
+    }
+
+    fn allowed(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
+        self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The credentials may be others by now: they are read anew for the next call.
@@ -233,9 +255,15 @@ impl Client {
         }
     }
 
-    /// A watch that failed goes on by itself, unless nothing will mend it. What it was allowed once
-    /// it may again: a server that has just started refuses everybody until it has read its Roles.
-    pub(super) async fn survive(&self, error: watcher::Error, looked: bool) -> Result<(), Error> {
+    /// A watch that failed goes on by itself, unless nothing will mend it; what it is in trouble
+    /// with is then in `trouble`. What it was allowed once it may again: a server that has just
+    /// started refuses everybody until it has read its Roles.
+    pub(super) async fn survive(
+        &self,
+        error: watcher::Error,
+        looked: bool,
+        trouble: &mut Option<Error>,
+    ) -> Result<(), Error> {
         let (error, is_unknown) = unwatched(error);
         if is_unknown {
             self.forget().await;
@@ -243,6 +271,7 @@ impl Client {
         if !error.is_retryable() && !looked {
             return Err(error);
         }
+        *trouble = Some(error);
         tokio::time::sleep(SETTLE).await;
         Ok(())
     }
@@ -300,6 +329,17 @@ pub(super) fn answered(status: &Status) -> Error {
             Error::Unreachable(format!("the API server answered {code}: {text}"))
         }
         code => Error::Failed(format!("the API server answered {code}: {text}")),
+    }
+}
+
+/// What was allowed once may be so again: a server that has just started refuses everybody until
+/// it has read its Roles.
+fn for_now(refusal: Error) -> Error {
+    match refusal {
+        Error::Invalid(text) => {
+            Error::Unreachable(format!("the API server allowed it before: {text}"))
+        }
+        other => other,
     }
 }
 

@@ -117,9 +117,12 @@ impl Watch {
         })
     }
 
-    /// Waits for the next change; at first, for the first look.
-    pub(super) async fn next(&mut self) -> Result<&Replicas, Error> {
+    /// Waits for the next change; at first, for the first look. Why none comes is in `trouble`.
+    pub(super) async fn next(&mut self, trouble: &mut Option<Error>) -> Result<&Replicas, Error> {
         while let Some(event) = self.events.next().await {
+            if event.is_ok() {
+                *trouble = None;
+            }
             match event {
                 Ok(Event::Init) => self.seen = Replicas::default(),
                 Ok(Event::InitApply(pod)) => self.see(pod).await?,
@@ -135,7 +138,7 @@ impl Watch {
                     self.seen.0.remove(pod.metadata.uid.as_deref().unwrap_or_default());
                     return Ok(&self.seen);
                 }
-                Err(error) => self.client.survive(error, self.looked).await?,
+                Err(error) => self.client.survive(error, self.looked, trouble).await?,
             }
         }
         Err(Error::Failed("the watch of a workload's pods has ended".to_owned()))

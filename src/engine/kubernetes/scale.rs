@@ -12,9 +12,9 @@ use kube::runtime::watcher::watch_object;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Kubernetes, SETTLE,
+    Kubernetes, SETTLE, Seen,
     client::Client,
-    found::{Found, Status},
+    found::Status,
     replicas::{Replicas, Watch},
     workload::{Mark, Reference, Workload},
 };
@@ -41,7 +41,7 @@ impl Kubernetes {
         session: &SessionId,
         spec: &Spec,
         generation: Generation,
-        seen: &mut Option<Found>,
+        seen: &mut Seen,
     ) -> Result<Started, Error> {
         let (client, owner) = (Arc::clone(&self.client), self.owner.clone());
         let (wanted, of) = (reference.clone(), session.clone());
@@ -49,7 +49,7 @@ impl Kubernetes {
         let workload = self.to_its_end(session, up).await?;
         let mut pods = Watch::new(&self.client, &workload).await?;
         loop {
-            match pods.next().await?.chosen() {
+            match pods.next(&mut seen.trouble).await?.chosen() {
                 Some(pod) => {
                     if let Some(error) = pod.stuck() {
                         return Err(error);
@@ -57,9 +57,9 @@ impl Kubernetes {
                     if let Some(started) = pod.started(spec) {
                         return Ok(Started { life: Mark::of(reference, Some(pod)), ..started });
                     }
-                    *seen = Some(pod.clone());
+                    seen.pod = Some(pod.clone());
                 }
-                None if seen.is_some() => self.is_still_up(reference).await?,
+                None if seen.pod.is_some() => self.is_still_up(reference).await?,
                 None => {}
             }
         }
@@ -132,12 +132,12 @@ impl Kubernetes {
     /// it may still be about to make one.
     async fn scaled_down(&self, workload: &Workload) -> Result<(), Error> {
         let limit = workload.grace() + self.client.call_timeout();
-        let (reference, mut left) = (&workload.reference, Vec::new());
+        let (reference, mut left, mut trouble) = (&workload.reference, Vec::new(), None);
         let down = async {
-            self.is_obeyed(reference).await?;
+            self.is_obeyed(reference, &mut trouble).await?;
             let mut pods = Watch::new(&self.client, workload).await?;
             loop {
-                let running = pods.next().await?.that_may_run();
+                let running = pods.next(&mut trouble).await?.that_may_run();
                 left = running.map(|pod| format!("`{}`", pod.name)).collect();
                 if left.is_empty() {
                     return Ok(());
@@ -154,12 +154,16 @@ impl Kubernetes {
                     pods.join(", ")
                 ),
             };
-            return Err(Error::Conflict(text));
+            return Err(trouble.unwrap_or(Error::Conflict(text)));
         };
         down
     }
 
-    async fn is_obeyed(&self, reference: &Reference) -> Result<(), Error> {
+    async fn is_obeyed(
+        &self,
+        reference: &Reference,
+        trouble: &mut Option<Error>,
+    ) -> Result<(), Error> {
         let api = self.client.workloads(reference.kind).await?;
         let mut watch = pin!(watch_object(api, &reference.name));
         while let Some(look) = watch.next().await {
@@ -175,7 +179,7 @@ impl Kubernetes {
                         return Ok(());
                     }
                 }
-                Err(error) => self.client.survive(error, true).await?,
+                Err(error) => self.client.survive(error, true, trouble).await?,
             }
         }
         Err(Error::Failed("the watch of a workload has ended".to_owned()))

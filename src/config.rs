@@ -23,7 +23,7 @@ pub use {
     acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
     engines::{
         CommandConfig, DockerConfig, DockerEndpoint, DockerTls, EngineConfig, FirecrackerConfig,
-        FlyConfig, JailConfig, KubernetesConfig, QemuConfig, Swap,
+        FlyConfig, FlyPublic, JailConfig, KubernetesConfig, QemuConfig, Swap,
     },
     file::{Limits, Shutdown, Timeouts},
     http::{GetBody, Http2, Underscores},

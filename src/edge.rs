@@ -65,7 +65,7 @@ use crate::{
     metrics::METRICS,
     record::{Access, AccessLog},
     route::RouteTable,
-    session::Generation,
+    session::{Behind, Generation},
 };
 use access::Entered;
 use early::Early;
@@ -285,6 +285,11 @@ impl Ctx {
         self.body = (!is_patient).then(AveragePace::default);
     }
 
+    /// The proxy that the leased instance is behind, if it is.
+    fn behind(&self) -> Option<&Behind> {
+        self.lease.as_ref()?.endpoint()?.address.behind()
+    }
+
     /// What the access log says of the request, which has ended.
     fn access<'a>(&'a self, downstream: &'a Downstream, status: u16) -> Access<'a> {
         let request = downstream.req_header();
@@ -313,8 +318,8 @@ impl Ctx {
         if let Some(connection) = self.connection.as_ref().filter(|_| self.manner.is_upgrade()) {
             connection.heads.upgrade();
         }
-        let tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
-        if tls {
+        let speaks_tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
+        if self.behind().map_or(speaks_tls, |behind| behind.tls) {
             return;
         }
         let (Some(connection), Some(takeover)) = (&self.connection, self.takeover.take()) else {
@@ -525,6 +530,9 @@ impl ProxyHttp for Edge {
         }
         for (name, value) in target.route.set_headers(&target.host) {
             upstream.insert_header(name, value)?;
+        }
+        if let Some(behind) = ctx.behind() {
+            headers::through(behind, upstream)?;
         }
         Ok(())
     }

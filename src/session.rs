@@ -13,7 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use spec::{DockerSpec, FirecrackerSpec, KubernetesSpec, Listen, ProcessSpec, QemuSpec, Spec};
+pub use spec::{
+    DockerSpec, FirecrackerSpec, FlySpec, KubernetesSpec, Listen, ProcessSpec, QemuSpec, Spec,
+};
 
 /// The thing that sleeps and wakes. Its canonical host (`alice.localhost`, lower case, no port) is
 /// its identity: one host is one session, whichever route serves it.
@@ -74,6 +76,31 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A unix socket's path.
     Unix(Arc<str>),
+    /// Behind a proxy that has many.
+    Behind(Arc<Behind>),
+}
+
+/// An instance that is reached through a proxy, which a header tells whom a request is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Behind {
+    /// The proxy.
+    pub proxy: SocketAddr,
+    /// The name that the proxy knows: that of its certificate, and `Host` of each request.
+    pub host: Box<str>,
+    /// Whether the proxy speaks TLS.
+    pub tls: bool,
+    /// The header that names the instance, and its name there.
+    pub header: (&'static str, Box<str>),
+}
+
+impl Address {
+    /// The proxy before it, if there is one.
+    pub fn behind(&self) -> Option<&Behind> {
+        match self {
+            Self::Behind(behind) => Some(behind),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Address {
@@ -81,6 +108,10 @@ impl fmt::Display for Address {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{path}"),
+            Self::Behind(behind) => {
+                let (header, instance) = &behind.header;
+                write!(f, "{} ({}, {header}: {instance})", behind.host, behind.proxy)
+            }
         }
     }
 }

@@ -7,8 +7,8 @@ use std::{fs, path::Path, time::Duration};
 use dormouse::{
     config::{
         AdminAddress, ClientAuth, CommandConfig, Config, DockerConfig, DockerEndpoint, DockerTls,
-        EngineConfig, FirecrackerConfig, FlyConfig, GetBody, JailConfig, KubernetesConfig,
-        QemuConfig, TlsVersion, Underscores,
+        EngineConfig, FirecrackerConfig, FlyConfig, FlyPublic, GetBody, JailConfig,
+        KubernetesConfig, QemuConfig, TlsVersion, Underscores,
     },
     route::{EngineKind, Route, RouteError, load_dir},
     schema::{SchemaFile, reference},
@@ -291,6 +291,7 @@ token_file = "secrets/fly"
         app: "desks".into(),
         token_file: Some("/etc/dormouse/secrets/fly".into()),
         region: None,
+        public: None,
         owner: "dormouse".into(),
         call_timeout: Duration::from_secs(60),
         poll: Duration::from_secs(10),
@@ -316,7 +317,7 @@ kind = "process"
 fly.app = "x"
 "#;
     let expected = ["dormouse.toml:10:1: unknown key `token`; known: `app`, `token_file`, \
-         `endpoint`, `region`, `poll`"];
+         `endpoint`, `region`, `public`, `poll`"];
     assert_eq!(errors(text), expected);
     let expected = [
         "dormouse.toml:2:1: nothing says which app; set app under [engines.a.fly]",
@@ -326,6 +327,54 @@ fly.app = "x"
         "dormouse.toml:12:1: `fly` is for kind = \"fly\" only",
     ];
     assert_eq!(errors(&text.replace("token = \"x\"\n", "")), expected);
+}
+
+#[test]
+fn a_fly_app_may_be_reached_by_its_public_name() {
+    let with = |url: &str| {
+        format!("[engines.f]\nkind = \"fly\"\n[engines.f.fly]\napp = \"x\"\npublic = \"{url}\"")
+    };
+    let public = |url: &str| match &parse(&with(url)).unwrap().engines["f"] {
+        EngineConfig::Fly(fly) => fly.public.clone().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let of = |tls, host: &str, port| FlyPublic { tls, host: host.into(), port };
+    assert_eq!(public("https://desks.fly.dev"), of(true, "desks.fly.dev", 443));
+    assert_eq!(public("https://Desks.example.com:8443/"), of(true, "desks.example.com", 8443));
+    assert_eq!(public("http://127.0.0.1:81"), of(false, "127.0.0.1", 81));
+    for url in [
+        "desks.fly.dev",
+        "http://desks.fly.dev",
+        "https://",
+        "https://a/b",
+        "https://a:b",
+        "ftp://a",
+    ] {
+        let wrong = errors(&with(url));
+        assert!(wrong[0].contains("no public name, expected one such as"), "{url}: {wrong:?}");
+    }
+}
+
+#[test]
+fn a_route_of_fly_has_one_volume_a_session() {
+    let config =
+        parse("[engines.fly]\nkind = \"fly\"\nfly.app = \"x\"\nfly.token_file = \"t\"").unwrap();
+    let route = |instance: &str| {
+        let text =
+            format!("host = \"{{s}}.b\"\nengine = \"fly\"\n[instance]\nimage = \"x\"\n{instance}");
+        let parsed = Route::parse("a", Path::new("a.toml"), &text, &config.engine_kinds());
+        parsed.map(drop).map_err(|errors| errors[0].to_string()).err().unwrap_or_default()
+    };
+    assert_eq!(route("volumes = [\"home-{s}:/home\"]\nfly.volume_size = \"3GiB\""), "");
+    for (instance, said) in [
+        ("volumes = [\"a-{s}:/a\", \"b-{s}:/b\"]", "a machine of Fly has one volume, no more"),
+        ("volumes = [\"/srv:/srv\"]", "has no folder of its host: name a volume"),
+        ("volumes = [\"home-{s}:/home:ro\"]", "a volume of Fly is always writable"),
+        ("volumes = [\"home:/home\"]", "put a capture in its name"),
+    ] {
+        let error = route(instance);
+        assert!(error.contains(said), "{instance}: {error}");
+    }
 }
 
 #[test]

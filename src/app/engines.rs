@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use crate::{
     config::{
         CommandConfig, Config, DockerConfig, DockerEndpoint, EngineConfig, FirecrackerConfig,
-        FlyConfig, JailConfig, KubernetesConfig, QemuConfig,
+        FlyConfig, FlyPublic, JailConfig, KubernetesConfig, QemuConfig,
     },
     engine::{
         Engine, Error,
@@ -59,7 +59,9 @@ fn command_config(config: &CommandConfig, directory: PathBuf) -> command::Config
 
 /// The token is read now, from where the config says; it is in no config.
 fn fly_config(config: &FlyConfig) -> Result<fly::Config, Error> {
-    let FlyConfig { endpoint, app, token_file, region, owner, call_timeout, poll } = config.clone();
+    let FlyConfig { endpoint, app, token_file, region, public, owner, call_timeout, poll } =
+        config.clone();
+    let public = public.map(|FlyPublic { tls, host, port }| fly::Public { tls, host, port });
     let token = match &token_file {
         Some(path) => std::fs::read_to_string(path)
             .map_err(|e| Error::Missing(format!("the token in {}: {e}", path.display())))?,
@@ -69,7 +71,7 @@ fn fly_config(config: &FlyConfig) -> Result<fly::Config, Error> {
     };
     let token = token.trim().to_owned();
     let interval = FLY_INTERVAL;
-    Ok(fly::Config { endpoint, app, token, region, owner, call_timeout, poll, interval })
+    Ok(fly::Config { endpoint, app, token, region, public, owner, call_timeout, poll, interval })
 }
 
 /// As `flyctl` reads it.

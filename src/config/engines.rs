@@ -19,7 +19,7 @@ pub(crate) use qemu::QemuTable;
 pub use {
     command::CommandConfig,
     firecracker::{FirecrackerConfig, JailConfig},
-    fly::FlyConfig,
+    fly::{FlyConfig, FlyPublic},
     kubernetes::KubernetesConfig,
     qemu::QemuConfig,
 };

@@ -15,7 +15,7 @@ use super::{
     forwarded, framing,
     target::Target,
 };
-use crate::fleet::Held;
+use crate::{fleet::Held, session::Behind};
 
 /// Longer ones are replaced: an id is for logs.
 const REQUEST_ID_MAX: usize = 128;
@@ -140,6 +140,13 @@ impl Forwarding {
         let host = noted.get(X_FORWARDED_HOST).unwrap_or(&self.host);
         upstream.insert_header(X_FORWARDED_HOST, host.clone())
     }
+}
+
+/// Says to the proxy before an instance which one is meant. It knows no other `Host`.
+pub(super) fn through(behind: &Behind, upstream: &mut RequestHeader) -> Result<()> {
+    let (header, instance) = &behind.header;
+    upstream.insert_header(header::HOST, &*behind.host)?;
+    upstream.insert_header(*header, &**instance)
 }
 
 /// Says that browsers are to use HTTPS only, where the route wants it and the client uses it.

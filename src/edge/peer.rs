@@ -19,7 +19,7 @@ use crate::{
     config::Timeouts,
     fleet::Lease,
     route::{Protocol, Route},
-    session::{Address, Endpoint, UpstreamTls},
+    session::{Address, Behind, Endpoint, UpstreamTls},
 };
 
 /// A host that is gone without a word is noticed within about half a minute, also on open sockets.
@@ -75,10 +75,18 @@ pub(super) fn build(
     takeover: Option<Arc<Takeover>>,
     timeouts: &Timeouts,
 ) -> Result<Box<HttpPeer>> {
+    let tls = match endpoint.address.behind() {
+        Some(Behind { tls, host, .. }) => {
+            tls.then(|| UpstreamTls { verify: true, sni: host.to_string() })
+        }
+        None => tls,
+    };
+    let is_tls = tls.is_some();
     let (verify, sni) = tls.map_or((false, String::new()), |tls| (tls.verify, tls.sni));
     let mut peer = match &endpoint.address {
-        Address::Tcp(address) => HttpPeer::new(address, route.speaks_tls(), sni),
-        Address::Unix(path) => HttpPeer::new_uds(path, route.speaks_tls(), sni)?,
+        Address::Tcp(address) => HttpPeer::new(address, is_tls, sni),
+        Address::Unix(path) => HttpPeer::new_uds(path, is_tls, sni)?,
+        Address::Behind(behind) => HttpPeer::new(behind.proxy, is_tls, sni),
     };
     // A pooled connection belongs to one life of one session and is never used by another.
     peer.group_key = mix(mix(lease.session_number()) ^ endpoint.generation.0);
@@ -127,6 +135,7 @@ pub(super) async fn listens(endpoint: &Endpoint, until: Instant, over: impl Fn()
             let connected = match &endpoint.address {
                 Address::Tcp(address) => TcpStream::connect(address).await.is_ok(),
                 Address::Unix(path) => UnixStream::connect(&**path).await.is_ok(),
+                Address::Behind(behind) => TcpStream::connect(behind.proxy).await.is_ok(),
             };
             if connected {
                 return true;

@@ -5,6 +5,7 @@
 
 mod client;
 mod machine;
+mod volume;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -13,19 +14,23 @@ use dashmap::DashMap;
 use futures::stream::BoxStream;
 use http::Method;
 use serde_json::json;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::{
+    net::lookup_host,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{
     client::Client,
     machine::{Machine, State},
+    volume::Volume,
 };
 use super::{
     Engine, EngineEvent, Error, Instance, Life, Started,
     alone::Alone,
     poll::{self, Outside},
 };
-use crate::session::{Depth, Generation, SessionId, Spec};
+use crate::session::{Address, Behind, Depth, Generation, SessionId, Spec};
 
 /// One Fly app, and how it is reached.
 #[derive(Clone)]
@@ -39,6 +44,8 @@ pub struct Config {
     pub token: String,
     /// Where machines are created; Fly chooses when not given.
     pub region: Option<String>,
+    /// By which public name machines are reached; their 6PN address when not given.
+    pub public: Option<Public>,
     /// Whose the machines are: their metadata `dormouse_owner`.
     pub owner: String,
     /// The most time for one call of the engine: a start with its wait, a sleep with its wait.
@@ -47,6 +54,17 @@ pub struct Config {
     pub poll: Duration,
     /// The least time between two requests of one action for one machine: 1 s, says Fly.
     pub interval: Duration,
+}
+
+/// Where Fly's proxy has the app, for everybody.
+#[derive(Clone, Debug)]
+pub struct Public {
+    /// Whether it speaks TLS there.
+    pub tls: bool,
+    /// The app's name: `APP.fly.dev`, or one that has a certificate.
+    pub host: String,
+    /// The port.
+    pub port: u16,
 }
 
 impl fmt::Debug for Config {
@@ -166,8 +184,8 @@ impl Shared {
             };
             *seen = format!("machine {} is `{}`", machine.id, machine.state);
             match machine.kind() {
-                State::Started => match machine.started(spec.port.unwrap_or(PORT)) {
-                    Some(started) => return Ok(started),
+                State::Started => match self.address(&machine, spec).await?.zip(machine.life()) {
+                    Some((address, life)) => return Ok(Started { address, life }),
                     None => sleep(SETTLE).await, // its address comes a moment later
                 },
                 State::Asleep(_) => {
@@ -187,13 +205,30 @@ impl Shared {
         }
     }
 
+    /// `None` while it has none.
+    async fn address(&self, machine: &Machine, spec: &Spec) -> Result<Option<Address>, Error> {
+        let Some(Public { tls, host, port }) = &self.config.public else {
+            let ip = machine.ip();
+            return Ok(ip.map(|ip| Address::Tcp((ip, spec.port.unwrap_or(PORT)).into())));
+        };
+        let unknown = |why: &str| Error::Unreachable(format!("where {host} is, is unknown: {why}"));
+        let mut found = lookup_host((&**host, *port)).await.map_err(|e| unknown(&e.to_string()))?;
+        let proxy = found.next().ok_or_else(|| unknown("it has no address"))?;
+        // "force": another machine is another session, and no answer is better than its answer.
+        let header = ("fly-force-instance-id", machine.id.as_str().into());
+        let behind = Behind { proxy, host: host.as_str().into(), tls: *tls, header };
+        Ok(Some(Address::Behind(Arc::new(behind))))
+    }
+
     async fn create(
         &self,
         session: &SessionId,
         spec: &Spec,
         generation: Generation,
     ) -> Result<(), Error> {
-        let body = machine::create(&self.config, session, spec, generation)?;
+        let volume = self.volume(spec).await?;
+        let volume = volume.as_ref().map(|(volume, path)| (volume, *path));
+        let body = machine::create(&self.config, session, spec, generation, volume)?;
         match self.client.call(Method::POST, "", "", "", Some(body), None).await {
             Ok(created) => {
                 if let Some(machine) = Machine::read(created)? {
@@ -208,6 +243,18 @@ impl Shared {
             }
             Err(refused) => Err(refused.without(spec.env.values()).into()),
         }
+    }
+
+    /// The volume that the route wants, made if it is not there, and its path.
+    async fn volume<'a>(&self, spec: &'a Spec) -> Result<Option<(Volume, &'a str)>, Error> {
+        let Some((name, path)) = volume::wanted(&self.config, spec) else { return Ok(None) };
+        let listed = self.client.volumes(Method::GET, None).await?;
+        if let Some(found) = Volume::find(listed, &name)? {
+            return Ok(Some((found, path)));
+        }
+        let body = volume::create(&self.config, spec, &name);
+        let made = self.client.volumes(Method::POST, Some(body)).await?;
+        Ok(Some((Volume::read(made)?, path)))
     }
 
     /// Whether it got there in time is for the next look to say.

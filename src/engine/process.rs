@@ -378,7 +378,7 @@ impl Shared {
         slot.watched = Some(record.leader);
         let port = port.or_else(|| match record.address()? {
             crate::session::Address::Tcp(address) => Some(Port::of_instance(address.port())),
-            crate::session::Address::Unix(_) => None,
+            crate::session::Address::Unix(_) | crate::session::Address::Behind(_) => None,
         });
         let (shared, record) = (self.clone(), record.clone());
         let closing = self.closing.clone();

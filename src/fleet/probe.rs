@@ -15,7 +15,7 @@ use tokio::{
 use super::{cell::Cell, tls};
 use crate::{
     engine::{Health, InstanceState},
-    session::{Address, Plan, Probe},
+    session::{Address, Behind, Plan, Probe},
 };
 
 /// No timer of the runtime is finer.
@@ -38,16 +38,30 @@ pub(super) async fn ready(cell: &Arc<Cell>, plan: &Plan, probe: &Probe, address:
 
 async fn attempt(cell: &Arc<Cell>, plan: &Plan, probe: &Probe, address: &Address) -> bool {
     match probe {
-        Probe::Tcp => connect(address).await.is_ok(),
+        Probe::Tcp => listens(cell, plan, address).await,
         Probe::Http { path, status } => match get(cell, plan, address, path).await {
             Ok(answer) => status.map_or(answer < 500, |wanted| answer == wanted),
             Err(_) => false,
         },
         Probe::Engine => match cell.fleet.inspect(cell, plan).await {
-            Ok(Some(InstanceState::Running(Health::Unchecked))) => connect(address).await.is_ok(),
+            Ok(Some(InstanceState::Running(Health::Unchecked))) => {
+                listens(cell, plan, address).await
+            }
             Ok(Some(InstanceState::Running(health))) => health == Health::Healthy,
             Ok(Some(InstanceState::Asleep(_)) | None) | Err(_) => false,
         },
+    }
+}
+
+/// Whether somebody takes a connection there. That a proxy does says nothing of who is behind it:
+/// there, whether it answers for it.
+async fn listens(cell: &Cell, plan: &Plan, address: &Address) -> bool {
+    match address {
+        Address::Tcp(_) | Address::Unix(_) => connect(address).await.is_ok(),
+        Address::Behind(_) => {
+            let answer = get(cell, plan, address, "/").await;
+            answer.is_ok_and(|status| !(502..=504).contains(&status))
+        }
     }
 }
 
@@ -58,6 +72,7 @@ async fn connect(address: &Address) -> io::Result<Box<dyn Connection>> {
     Ok(match address {
         Address::Tcp(address) => Box::new(TcpStream::connect(address).await?),
         Address::Unix(path) => Box::new(UnixStream::connect(&**path).await?),
+        Address::Behind(behind) => Box::new(TcpStream::connect(behind.proxy).await?),
     })
 }
 
@@ -69,12 +84,21 @@ async fn get(
     path: &str,
 ) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
     let mut stream = connect(address).await?;
-    if let Some(options) = &plan.tls {
-        stream = Box::new(tls::connect(stream, &options.sni).await?);
+    let behind = address.behind();
+    let sni = match behind {
+        Some(behind) => behind.tls.then_some(&*behind.host),
+        None => plan.tls.as_ref().map(|options| &*options.sni),
+    };
+    if let Some(sni) = sni {
+        stream = Box::new(tls::connect(stream, sni).await?);
     }
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path)
-        .header("host", cell.session.host())
+    let mut request = Request::get(path);
+    if let Some(Behind { header: (header, instance), .. }) = behind {
+        request = request.header(*header, &**instance);
+    }
+    let request = request
+        .header("host", behind.map_or(cell.session.host(), |behind| &behind.host))
         .header("user-agent", concat!("dormouse-probe/", env!("CARGO_PKG_VERSION")))
         .header("connection", "close")
         .body(Empty::<Bytes>::new())?;

@@ -1,12 +1,13 @@
 //! What an instance is made from: a route's `[instance]` tables with every capture filled in.
 
 mod firecracker;
+mod fly;
 mod kubernetes;
 mod qemu;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-pub use {firecracker::FirecrackerSpec, kubernetes::KubernetesSpec, qemu::QemuSpec};
+pub use {firecracker::FirecrackerSpec, fly::FlySpec, kubernetes::KubernetesSpec, qemu::QemuSpec};
 
 /// One instance's template. An engine reads the common part and its own kind's part.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -35,6 +36,8 @@ pub struct Spec {
     pub docker: DockerSpec,
     /// What the Kubernetes engine alone knows.
     pub kubernetes: KubernetesSpec,
+    /// What the Fly engine alone knows.
+    pub fly: FlySpec,
     /// What the QEMU engine alone knows.
     pub qemu: QemuSpec,
     /// What the Firecracker engine alone knows.

@@ -338,5 +338,6 @@ async fn accepts(address: &Address) -> bool {
     match address {
         Address::Tcp(address) => tokio::net::TcpStream::connect(address).await.is_ok(),
         Address::Unix(path) => tokio::net::UnixStream::connect(&**path).await.is_ok(),
+        Address::Behind(behind) => tokio::net::TcpStream::connect(behind.proxy).await.is_ok(),
     }
 }

@@ -13,6 +13,8 @@ mod existing;
 mod faults;
 mod gvisor;
 mod podman;
+#[path = "../support/podman.rs"]
+mod podman_rig;
 mod refusals;
 mod rootless;
 mod sleep;

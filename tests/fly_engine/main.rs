@@ -3,6 +3,7 @@
 
 #[path = "../contract/mod.rs"]
 mod contract;
+#[path = "../support/fly.rs"]
 mod fake;
 mod official;
 #[path = "../support/prism.rs"]
@@ -16,11 +17,12 @@ use std::{
 use dormouse::{
     engine::{
         Engine as _, Error, Started,
-        fly::{Config, Fly},
+        fly::{Config, Fly, Public},
     },
     session::{Address, Depth, Generation, SessionId, Spec},
 };
 use fake::{Fake, Fault, TOKEN};
+use serde_json::json;
 
 const QUICK: Duration = Duration::from_millis(20);
 
@@ -30,6 +32,7 @@ fn config(fake: &Fake, interval: Duration) -> Config {
         app: "desks".into(),
         token: TOKEN.into(),
         region: Some("ams".into()),
+        public: None,
         owner: "lab".into(),
         call_timeout: Duration::from_secs(15),
         poll: Duration::from_millis(100),
@@ -164,6 +167,92 @@ async fn a_machine_that_was_removed_by_hand_is_made_anew() {
     fly.sleep(&session(), &spec(&fake), Some(&first.life), Depth::Removed).await.unwrap();
     let second = start(&fly, &fake).await.unwrap();
     assert_ne!(first.life, second.life);
+}
+
+fn with_volume(fake: &Fake) -> Spec {
+    Spec { volumes: vec!["home-alice:/home".into()], ..spec(fake) }
+}
+
+#[tokio::test]
+async fn a_volume_is_made_once_and_outlives_its_machines() {
+    let fake = Fake::start(QUICK).await;
+    let fly = Fly::new(config(&fake, QUICK)).unwrap();
+    let spec = Spec { memory: Some(512 << 20), ..with_volume(&fake) };
+    for generation in 1..=3 {
+        fly.start(&session(), &spec, Generation(generation)).await.unwrap();
+        {
+            let world = fake.lock();
+            assert_eq!(world.volumes.len(), 1, "{:?}", world.volumes);
+            let volume = world.volumes.values().next().unwrap();
+            assert_eq!((&volume["region"], &volume["size_gb"]), (&"ams".into(), &1.into()));
+            let machine = world.machines.values().next().unwrap();
+            let mounts = json!([{ "volume": volume["id"], "path": "/home" }]);
+            assert_eq!(machine.config["mounts"], mounts);
+        }
+        fly.sleep(&session(), &spec, None, Depth::Removed).await.unwrap();
+        assert_eq!(fake.lock().machines.len(), 0);
+    }
+}
+
+/// The machine goes where the volume is, wherever others are made by now.
+#[tokio::test]
+async fn a_machine_is_made_where_its_volume_is() {
+    let fake = Fake::start(QUICK).await;
+    let spec = with_volume(&fake);
+    let fly = Fly::new(config(&fake, QUICK)).unwrap();
+    fly.start(&session(), &spec, Generation(1)).await.unwrap();
+    fly.sleep(&session(), &spec, None, Depth::Removed).await.unwrap();
+    let elsewhere = Config { region: Some("nrt".into()), ..config(&fake, QUICK) };
+    Fly::new(elsewhere).unwrap().start(&session(), &spec, Generation(2)).await.unwrap();
+    assert_eq!(fake.lock().volumes.len(), 1);
+}
+
+/// Of two that bear one name nobody knows which has the data.
+#[tokio::test]
+async fn two_volumes_of_one_name_are_told_and_neither_is_taken() {
+    let fake = Fake::start(QUICK).await;
+    let fly = Fly::new(config(&fake, QUICK)).unwrap();
+    let spec = with_volume(&fake);
+    fly.start(&session(), &spec, Generation(1)).await.unwrap();
+    fly.sleep(&session(), &spec, None, Depth::Removed).await.unwrap();
+    {
+        let mut world = fake.lock();
+        let twin = world.volumes["vol_0"].clone();
+        world.volumes.insert("vol_1".into(), twin);
+    }
+    let error = fly.start(&session(), &spec, Generation(2)).await.unwrap_err();
+    assert!(error.to_string().contains("2 volumes are called `home_alice_"), "{error}");
+    assert_eq!(fake.lock().machines.len(), 0);
+}
+
+/// The answer to a create may be lost: what was made is found.
+#[tokio::test]
+async fn a_volume_whose_answer_was_lost_is_found_by_the_next_start() {
+    let fake = Fake::start(QUICK).await;
+    let fly = Fly::new(config(&fake, QUICK)).unwrap();
+    let spec = with_volume(&fake);
+    fake.fault("POST volumes", Fault::Behind("{\"id\":"));
+    let error = fly.start(&session(), &spec, Generation(1)).await.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    fly.start(&session(), &spec, Generation(1)).await.unwrap();
+    assert_eq!(fake.lock().volumes.len(), 1);
+}
+
+#[tokio::test]
+async fn a_command_and_an_environment_are_told_where_to_listen() {
+    let fake = Fake::start(QUICK).await;
+    let fly = Fly::new(config(&fake, QUICK)).unwrap();
+    let spec = Spec {
+        command: vec!["serve".into(), "{address}".into()],
+        env: [("AT".to_owned(), "{host} {port}".to_owned())].into(),
+        port: Some(fake.port),
+        ..spec(&fake)
+    };
+    fly.start(&session(), &spec, Generation(1)).await.unwrap();
+    let config = fake.lock().machines.values().next().unwrap().config.clone();
+    let port = fake.port;
+    assert_eq!(config["init"]["cmd"], json!(["serve", format!("[::]:{port}")]));
+    assert_eq!(config["env"]["AT"], json!(format!(":: {port}")));
 }
 
 /// What an edge before us made is found by its metadata, and another owner's is not.

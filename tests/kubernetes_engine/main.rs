@@ -4,13 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bench;
+#[path = "../support/kubernetes/mod.rs"]
 mod cluster;
 #[path = "../contract/mod.rs"]
 mod contract;
-mod controllers;
 mod faults;
 mod given;
-mod kubelet;
 mod restart;
 mod scale;
 

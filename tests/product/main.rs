@@ -16,15 +16,27 @@ mod docker;
 mod dockerd;
 mod early;
 mod floods;
+#[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+#[expect(dead_code, reason = "its faults are for the engine's own tests")]
+#[path = "../support/fly.rs"]
+mod fly;
+mod fly_public;
 mod framing;
 mod grpc;
 mod guest;
 mod h2;
 mod headers;
 mod hold;
+#[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+#[expect(dead_code, reason = "its deaths are for the engine's own tests")]
+#[path = "../support/kubernetes/mod.rs"]
+mod kubernetes;
 mod life;
 mod limits;
 mod parity;
+#[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+#[path = "../support/podman.rs"]
+mod podman;
 mod pool;
 mod proxies;
 mod routes;

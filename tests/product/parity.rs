@@ -7,6 +7,9 @@ use std::{
 
 use crate::{
     dockerd::{self, IMAGE},
+    fly::{Fake, TOKEN},
+    kubernetes,
+    podman::Podman,
     support::{DORMOUSE, Edge, Setup, client},
 };
 
@@ -20,6 +23,8 @@ command = ["busybox", "httpd", "-f", "-p", "{address}", "-h", "/etc"]
 memory = "128MiB"
 [instance.docker]
 grace = "100ms"
+[instance.kubernetes]
+grace = "1s"
 [instance.process]
 grace = "1s"
 [instance.qemu]
@@ -33,7 +38,7 @@ timeout = "2m"
 probe = "http"
 path = "/hosts"
 [idle]
-sleep = [{ after = "1h", to = "paused" }, { after = "2h", to = "stopped" }]
+sleep = [{ after = "2h", to = "stopped" }]
 "#;
 
 /// Debian's kernel with busybox.
@@ -49,7 +54,7 @@ fn vm() -> PathBuf {
 fn edge(engine: &str) -> Edge {
     let route = ROUTE.replace("@IMAGE@", IMAGE).replace("@VM@", &vm().to_string_lossy());
     let engine = format!("[engines.main]\n{engine}\n[paths]\nstate = \"@DIR@/state\"\n");
-    Setup::new().config(&engine).route("desk", &route).start()
+    Setup::new().config(&engine).file("token", TOKEN).route("desk", &route).start()
 }
 
 async fn hosts(edge: &Edge) -> (u16, String) {
@@ -102,4 +107,37 @@ async fn the_route_runs_on_virtual_machines() {
     edge.kill();
     edge.spawn(&["--engine", "main=qemu"]);
     lives(edge, &["paused", "suspended", "stopped", "removed"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_route_runs_on_podman() {
+    let podman = Podman::up("parity").await;
+    let endpoint = podman.endpoint();
+    let mut edge = edge(&format!("kind = \"docker\"\nendpoint = \"{endpoint}\""));
+    edge.announce("unable to freeze");
+    lives(edge, &["paused", "stopped", "removed"]).await;
+}
+
+/// Over a real API server; the test plays the kubelet.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_route_runs_on_kubernetes() {
+    let cluster = tokio::task::spawn_blocking(kubernetes::shared).await.expect("a cluster");
+    let engine = format!(
+        "kind = \"kubernetes\"\n[engines.main.kubernetes]\nkubeconfig = \"{}\"\n\
+         context = \"admin\"\nnamespace = \"default\"",
+        cluster.kubeconfig().display()
+    );
+    lives(edge(&engine), &["stopped", "removed"]).await;
+}
+
+/// Over a stateful fake of Fly's API, whose machines are processes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_route_runs_on_fly() {
+    let fake = Fake::start(std::time::Duration::from_millis(20)).await;
+    let engine = format!(
+        "kind = \"fly\"\n[engines.main.fly]\napp = \"desks\"\ntoken_file = \"token\"\n\
+         endpoint = \"http://{}/v1\"",
+        fake.address
+    );
+    lives(edge(&engine), &["suspended", "stopped", "removed"]).await;
 }

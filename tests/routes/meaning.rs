@@ -5,8 +5,8 @@ use std::time::Duration;
 use dormouse::{
     route::{Protocol, RouteTable, WakeOn},
     session::{
-        Depth, DockerSpec, FirecrackerSpec, KubernetesSpec, Listen, Policy, Probe, ProcessSpec,
-        QemuSpec, Rung, Spec, UpstreamTls,
+        Depth, DockerSpec, FirecrackerSpec, FlySpec, KubernetesSpec, Listen, Policy, Probe,
+        ProcessSpec, QemuSpec, Rung, Spec, UpstreamTls,
     },
 };
 
@@ -93,6 +93,7 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         grace: Duration::from_secs(7),
     };
     let env = [("SESSION", "alice"), ("WHERE", "{host}:{port}")];
+    let fly = FlySpec { volume_size: 5 << 30 };
     let expected = Spec {
         image: some("desk:alice"),
         command: text(&["serve", "--listen", "{address}", "--name=alice", "{braces}"]),
@@ -106,6 +107,7 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         process,
         docker,
         kubernetes,
+        fly,
         qemu,
         firecracker,
     };

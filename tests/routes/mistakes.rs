@@ -47,7 +47,7 @@ tls = "yes"
         "demo.toml:5:11: invalid type: string \"x\", expected a list",
         "demo.toml:6:1: unknown key `comand`; did you mean `command`? known: `image`, `command`, \
          `env`, `port`, `memory`, `cpus`, `pids`, `volumes`, `isolation`, `max`, \
-         `parameters`, `process`, `docker`, `kubernetes`, `qemu`, `firecracker`",
+         `parameters`, `process`, `docker`, `kubernetes`, `fly`, `qemu`, `firecracker`",
         "demo.toml:8:13: invalid type: string \"yes\", expected true or false",
         "demo.toml:10:9: unknown value `htp`; did you mean `http`? known: `tcp`, `http`, `engine`",
         "demo.toml:12:11: invalid type: integer `30`, expected a duration such as \"30s\", \

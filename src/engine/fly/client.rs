@@ -92,8 +92,7 @@ impl Client {
                 Error::Invalid("the token of Fly has a character that cannot be".into())
             })?;
         token.set_sensitive(true);
-        let base =
-            format!("{}/apps/{}/machines", config.endpoint.trim_end_matches('/'), config.app);
+        let base = format!("{}/apps/{}", config.endpoint.trim_end_matches('/'), config.app);
         base.parse::<http::Uri>()
             .map_err(|e| Error::Invalid(format!("the endpoint `{}`: {e}", config.endpoint)))?;
         let turns = Mutex::default();
@@ -110,13 +109,32 @@ impl Client {
         body: Option<Value>,
         nonce: Option<&str>,
     ) -> Result<Value, Refused> {
-        let path = [id, action]
-            .iter()
-            .filter(|part| !part.is_empty())
-            .fold(self.base.clone(), |path, part| path + "/" + part);
+        let parts = ["machines", id, action].into_iter().filter(|part| !part.is_empty());
+        self.patiently(&method, &parts.collect::<Vec<_>>().join("/"), query, body, nonce).await
+    }
+
+    /// The app's volumes.
+    pub(super) async fn volumes(
+        &self,
+        method: Method,
+        body: Option<Value>,
+    ) -> Result<Value, Refused> {
+        self.patiently(&method, "volumes", "", body, None).await
+    }
+
+    /// One request in its turn, and again where it came too soon.
+    async fn patiently(
+        &self,
+        method: &Method,
+        of: &str,
+        query: &str,
+        body: Option<Value>,
+        nonce: Option<&str>,
+    ) -> Result<Value, Refused> {
+        let path = format!("{}/{of}", self.base);
         loop {
-            self.turn(format!("{method} {id} {action}")).await;
-            let answered = timeout(SILENCE, self.ask(&method, &path, query, body.as_ref(), nonce));
+            self.turn(format!("{method} {of}")).await;
+            let answered = timeout(SILENCE, self.ask(method, &path, query, body.as_ref(), nonce));
             let answered = answered.await;
             match answered.unwrap_or_else(|_| Err(Refused::unreachable("no answer"))) {
                 // Nothing was done: the same again is safe, and the caller's limit ends it.

@@ -1,14 +1,14 @@
 //! What Fly says of a machine, and what it is told to make one.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Config;
+use super::{Config, PORT, volume::Volume};
 use crate::{
-    engine::{Error, Health, Instance, InstanceState, Life, Started},
-    session::{Address, Depth, Generation, SessionId, Spec},
+    engine::{Error, Health, Instance, InstanceState, Life},
+    session::{Depth, Generation, SessionId, Spec},
 };
 
 const OWNER: &str = "dormouse_owner";
@@ -30,7 +30,7 @@ pub(super) struct Machine {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct MachineConfig {
-    metadata: Option<std::collections::BTreeMap<String, String>>,
+    metadata: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,10 +96,9 @@ impl Machine {
         Some(Life::new(format!("{}:{}:{last}", self.id, self.instance_id)))
     }
 
-    /// `None` while it has no address.
-    pub(super) fn started(&self, port: u16) -> Option<Started> {
-        let ip: IpAddr = self.private_ip.as_ref()?.parse().ok()?;
-        Some(Started { address: Address::Tcp(SocketAddr::new(ip, port)), life: self.life()? })
+    /// Its address in the 6PN; `None` while it has none.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        self.private_ip.as_ref()?.parse().ok()
     }
 
     pub(super) fn instance(&self, session: SessionId) -> Instance {
@@ -125,6 +124,7 @@ pub(super) fn create(
     session: &SessionId,
     spec: &Spec,
     generation: Generation,
+    volume: Option<(&Volume, &str)>,
 ) -> Result<Value, Error> {
     let Some(image) = &spec.image else {
         return Err(Error::Invalid(
@@ -133,40 +133,78 @@ pub(super) fn create(
     };
     let mut machine = json!({
         "image": image,
-        "env": spec.env,
+        "env": env(session, spec),
         "metadata": {
             OWNER: config.owner,
             SESSION: session.host(),
             GENERATION: generation.to_string(),
         },
-        "guest": {
-            "cpu_kind": "shared",
-            "cpus": spec.nano_cpus.map_or(1, |nano| nano.div_ceil(1_000_000_000)),
-            // In steps of 256 MB, says Fly.
-            "memory_mb": spec.memory.map_or(256, |bytes| bytes.div_ceil(256 << 20) * 256),
-        },
+        "guest": guest(spec),
         // Whoever restarts a machine by himself would fight who puts it to sleep.
         "restart": { "policy": "no" },
         "auto_destroy": false,
     });
     if !spec.command.is_empty() {
-        machine["init"] = json!({ "cmd": spec.command });
+        let command: Vec<_> = spec.command.iter().map(|word| filled(spec, word)).collect();
+        machine["init"] = json!({ "cmd": command });
+    }
+    if config.public.is_some() {
+        machine["services"] = json!([{
+            "internal_port": spec.port.unwrap_or(PORT),
+            "protocol": "tcp",
+            // Who wakes it and puts it to sleep is the edge.
+            "autostart": false,
+            "autostop": "off",
+            "ports": [{ "port": 443, "handlers": ["tls", "http"] }],
+        }]);
+    }
+    if let Some((volume, path)) = volume {
+        machine["mounts"] = json!([{ "volume": volume.id, "path": path }]);
     }
     let mut body = json!({ "name": name(&config.owner, session), "config": machine });
-    if let Some(region) = &config.region {
+    let region = volume.map(|(volume, _)| &volume.region).filter(|region| !region.is_empty());
+    if let Some(region) = region.or(config.region.as_ref()) {
         body["region"] = json!(region);
     }
     Ok(body)
 }
 
-/// One name a session, so that two creates cannot both succeed.
-fn name(owner: &str, session: &SessionId) -> String {
+fn env<'a>(session: &SessionId, spec: &'a Spec) -> BTreeMap<&'a str, String> {
+    let of_route = spec.env.iter().map(|(name, value)| (&**name, filled(spec, value)));
+    of_route.chain([("DORMOUSE_SESSION", session.host().to_owned())]).collect()
+}
+
+/// A machine's size.
+pub(super) fn guest(spec: &Spec) -> Value {
+    json!({
+        "cpu_kind": "shared",
+        "cpus": spec.nano_cpus.map_or(1, |nano| nano.div_ceil(1_000_000_000)),
+        // In steps of 256 MB, says Fly.
+        "memory_mb": spec.memory.map_or(256, |bytes| bytes.div_ceil(256 << 20) * 256),
+    })
+}
+
+/// On every address, so on that of the 6PN, too.
+fn filled(spec: &Spec, text: &str) -> String {
+    let port = spec.port.unwrap_or(PORT);
+    text.replace("{address}", &format!("[::]:{port}"))
+        .replace("{host}", "::")
+        .replace("{port}", &port.to_string())
+}
+
+/// Of two texts that belong together.
+pub(super) fn hash(owner: &str, text: &str) -> u64 {
     use std::hash::Hasher;
     let mut hash = fnv::FnvHasher::default();
     hash.write(owner.as_bytes());
     hash.write(b"\0");
-    hash.write(session.host().as_bytes());
+    hash.write(text.as_bytes());
+    hash.finish()
+}
+
+/// One name a session, so that two creates cannot both succeed.
+fn name(owner: &str, session: &SessionId) -> String {
     let label = session.host().split('.').next().unwrap_or_default();
     let plain = label.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(30);
-    format!("dormouse-{}-{:016x}", plain.collect::<String>(), hash.finish())
+    format!("dormouse-{}-{:016x}", plain.collect::<String>(), hash(owner, session.host()))
 }

@@ -1,5 +1,6 @@
 //! `[instance]` of a route file becomes a [`Spec`].
 
+mod fly;
 mod isolation;
 mod kubernetes;
 mod pool;
@@ -35,6 +36,7 @@ impl Check<'_> {
             process,
             docker,
             kubernetes,
+            fly,
             qemu,
             firecracker,
         } = table;
@@ -51,6 +53,7 @@ impl Check<'_> {
             parameters: parameters.into_iter().map(|(name, value)| (name, value.0)).collect(),
             process: process_spec(process),
             docker: self.docker(docker),
+            fly: fly.into(),
             qemu: qemu.into(),
             firecracker: firecracker.into(),
         };
@@ -85,9 +88,7 @@ impl Check<'_> {
                     "for example command = [\"./server\", \"--listen\", \"{address}\"]".into(),
                 );
             }
-            Some(EngineKind::Fly) if spec.image.is_none() => {
-                self.found.value(&["instance", "image"], "a machine of Fly needs an image");
-            }
+            Some(EngineKind::Fly) => self.fly(spec),
             Some(EngineKind::Docker)
                 if spec.image.is_none() && container.is_none() && label.is_none() =>
             {

@@ -1,6 +1,7 @@
 //! `[instance]`: what an instance is made from, and what one kind of engine alone knows of it.
 
 mod firecracker;
+mod fly;
 mod kubernetes;
 mod qemu;
 
@@ -12,7 +13,9 @@ use serde::{
     de::{Error, Visitor},
 };
 
-pub(crate) use {firecracker::FirecrackerTable, kubernetes::KubernetesTable, qemu::QemuTable};
+pub(crate) use {
+    firecracker::FirecrackerTable, fly::FlyTable, kubernetes::KubernetesTable, qemu::QemuTable,
+};
 
 use crate::route::text::{DurationText, Secret, SizeText};
 
@@ -60,6 +63,8 @@ pub(crate) struct InstanceTable {
     pub(crate) docker: DockerTable,
     /// What the Kubernetes engine alone knows. Checked, and not used by other engines.
     pub(crate) kubernetes: KubernetesTable,
+    /// What the Fly engine alone knows. Checked, and not used by other engines.
+    pub(crate) fly: FlyTable,
     /// What the QEMU engine alone knows. Checked, and not used by other engines.
     pub(crate) qemu: QemuTable,
     /// What the Firecracker engine alone knows. Checked, and not used by other engines.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Check, EngineTable};
 use crate::{
-    config::{FlyConfig, engines::FlyTable},
-    route::is_name,
+    config::{FlyConfig, FlyPublic, engines::FlyTable},
+    route::{canonical_host, is_name},
 };
 
 const ENDPOINT: &str = "https://api.machines.dev/v1";
@@ -24,9 +24,10 @@ impl Check<'_> {
                 Some(format!("set app under [engines.{name}.fly]"));
         }
         let (app, endpoint) = (String::new(), None);
-        let empty = FlyTable { app, token_file: None, endpoint, region: None, poll: None };
+        let empty =
+            FlyTable { app, token_file: None, endpoint, region: None, public: None, poll: None };
         let is_given = given.is_some();
-        let FlyTable { app, token_file, endpoint, region, poll } = given.unwrap_or(empty);
+        let FlyTable { app, token_file, endpoint, region, public, poll } = given.unwrap_or(empty);
         let path = |key| ["engines", name, "fly", key];
         if is_given && !is_name(&app) {
             self.found.value(&path("app"), "no name of an app");
@@ -37,11 +38,36 @@ impl Check<'_> {
             let wrong = "the token needs https://, or http://_api.internal inside 6PN";
             self.found.value(&path("endpoint"), wrong);
         }
+        let public = public.and_then(|url| {
+            let read = public_name(&url);
+            if read.is_none() {
+                let wrong = "no public name, expected one such as \"https://APP.fly.dev\"";
+                self.found.value(&path("public"), wrong);
+            }
+            read
+        });
         let poll = poll.map_or(POLL, |poll| poll.0);
         if !(POLL_MIN..=POLL_MAX).contains(&poll) {
             self.found.value(&path("poll"), "`poll` goes from \"1s\" to \"1h\"");
         }
         let token_file = token_file.map(|file| self.base.join(file));
-        FlyConfig { endpoint, app, token_file, region, owner, call_timeout, poll }
+        FlyConfig { endpoint, app, token_file, region, public, owner, call_timeout, poll }
     }
+}
+
+/// Without TLS only on this machine: there are passwords and cookies in what is sent there.
+fn public_name(url: &str) -> Option<FlyPublic> {
+    let (tls, rest) = match url.split_once("://")? {
+        ("https", rest) => (true, rest),
+        ("http", rest) => (false, rest),
+        _ => return None,
+    };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = match rest.split_once(':') {
+        Some((host, port)) => (host, port.parse().ok()?),
+        None => (rest, if tls { 443 } else { 80 }),
+    };
+    let is_local = matches!(host, "127.0.0.1" | "localhost");
+    let host = canonical_host(host).filter(|_| tls || is_local)?;
+    Some(FlyPublic { tls, host: host.to_string(), port })
 }

@@ -3,6 +3,9 @@
 //! `scripts/kube-apiserver` builds the server once. All that a cluster starts is started by one
 //! thread that lives as long as the test's process, and dies with it.
 
+mod controllers;
+mod kubelet;
+
 use std::{
     fs,
     net::TcpListener,
@@ -22,8 +25,6 @@ use kube::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
-
-use crate::{controllers, kubelet};
 
 /// Longer than anything here may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

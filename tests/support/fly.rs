@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     net::{Ipv4Addr, SocketAddr},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -26,12 +27,15 @@ pub(crate) const TOKEN: &str = "fly-secret-of-the-test";
 pub(crate) enum Fault {
     Status(u16, &'static str),
     Text(&'static str),
+    /// It is done, and only the answer is this.
+    Behind(&'static str),
     Hang,
 }
 
 #[derive(Default)]
 pub(crate) struct World {
     pub(crate) machines: BTreeMap<String, Machine>,
+    pub(crate) volumes: BTreeMap<String, Value>,
     /// By method and action (`POST start`), used up in their order.
     pub(crate) faults: HashMap<&'static str, VecDeque<Fault>>,
     /// Requests as `METHOD action`.
@@ -46,11 +50,13 @@ pub(crate) struct World {
 pub(crate) struct Machine {
     pub(crate) state: String,
     name: String,
-    config: Value,
-    ip: Ipv4Addr,
+    pub(crate) config: Value,
+    pub(crate) ip: Ipv4Addr,
     events: Vec<Value>,
     pub(crate) lease: Option<String>,
     listens: Option<JoinHandle<()>>,
+    /// Of a machine whose command is a program of this machine.
+    process: Option<Child>,
 }
 
 pub(crate) struct Fake {
@@ -112,6 +118,25 @@ impl Machine {
         if let Some(listens) = self.listens.take() {
             listens.abort();
         }
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// Its command, where that is busybox or a program's path, on the address that it has.
+    fn program(&self) -> Option<Command> {
+        let words: Vec<_> =
+            self.config["init"]["cmd"].as_array()?.iter().filter_map(Value::as_str).collect();
+        if !words.first()?.starts_with(['/', 'b']) {
+            return None;
+        }
+        let env = self.config["env"].as_object()?.iter();
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).envs(env.map(|(k, v)| (k, v.as_str().unwrap())));
+        command.args(words.iter().map(|word| word.replace("[::]", &self.ip.to_string())));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Some(command)
     }
 
     fn json(&self, id: &str) -> Value {
@@ -132,6 +157,7 @@ async fn answer(
     let path: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
     let (id, action) = match path[..] {
         ["v1", "apps", "desks", "machines"] => ("", ""),
+        ["v1", "apps", "desks", "volumes"] => ("", "volumes"),
         ["v1", "apps", "desks", "machines", id] => (id, ""),
         ["v1", "apps", "desks", "machines", id, action] => (id, action),
         _ => return fail(404, "no such path"),
@@ -149,18 +175,22 @@ async fn answer(
         }
         world.faults.get_mut(key.as_str()).and_then(VecDeque::pop_front)
     };
-    match fault {
+    match &fault {
         Some(Fault::Hang) => return std::future::pending().await,
-        Some(Fault::Status(status, text)) => return fail(status, text),
+        Some(Fault::Status(status, text)) => return fail(*status, text),
         Some(Fault::Text(text)) => return text.into_response(),
-        None => {}
+        Some(Fault::Behind(_)) | None => {}
     }
     let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let nonce = headers.get("fly-machine-lease-nonce").and_then(|nonce| nonce.to_str().ok());
     if (method.as_str(), action) == ("GET", "wait") {
         return wait(&shared, id, uri.query().unwrap_or_default()).await;
     }
-    shared.act(method.as_str(), id, action, &body, nonce)
+    let answer = shared.act(method.as_str(), id, action, &body, nonce);
+    match fault {
+        Some(Fault::Behind(text)) => text.into_response(),
+        _ => answer,
+    }
 }
 
 async fn wait(shared: &Shared, id: &str, query: &str) -> Response {
@@ -199,6 +229,36 @@ impl World {
     }
 }
 
+impl World {
+    fn volumes(&mut self, method: &str, body: &Value) -> Response {
+        if method == "GET" {
+            return ok(&Value::Array(self.volumes.values().cloned().collect()));
+        }
+        let id = format!("vol_{}", self.volumes.len());
+        let mut volume = json!({ "id": id, "state": "created" });
+        for key in ["name", "region", "size_gb"] {
+            volume[key] = body[key].clone();
+        }
+        self.volumes.insert(id, volume.clone());
+        ok(&volume)
+    }
+
+    /// A volume is one machine's, and where it is the machine must be.
+    fn attach(&mut self, machine: &str, body: &Value) -> Result<(), (u16, &'static str)> {
+        let Some(mount) = body["config"]["mounts"].get(0) else { return Ok(()) };
+        let volume = mount["volume"].as_str().and_then(|id| self.volumes.get_mut(id));
+        let Some(volume) = volume else { return Err((400, "no such volume")) };
+        if volume["region"] != body["region"] {
+            return Err((400, "the volume is in another region"));
+        }
+        if volume["attached_machine_id"].as_str().is_some_and(|id| self.machines.contains_key(id)) {
+            return Err((409, "the volume is attached to another machine"));
+        }
+        volume["attached_machine_id"] = json!(machine);
+        Ok(())
+    }
+}
+
 impl Shared {
     fn act(
         &self,
@@ -209,6 +269,9 @@ impl Shared {
         nonce: Option<&str>,
     ) -> Response {
         let mut world = self.world.lock().unwrap();
+        if action == "volumes" {
+            return world.volumes(method, body);
+        }
         if id.is_empty() {
             return if method == "POST" { self.create(&mut world, body) } else { list(&world) };
         }
@@ -266,6 +329,9 @@ impl Shared {
         }
         world.created += 1;
         let id = format!("m{:06x}", world.created);
+        if let Err((status, text)) = world.attach(&id, body) {
+            return fail(status, text);
+        }
         let machine = Machine {
             state: "starting".into(),
             name,
@@ -274,6 +340,7 @@ impl Shared {
             events: Vec::new(),
             lease: None,
             listens: None,
+            process: None,
         };
         world.machines.insert(id.clone(), machine);
         self.boot(world, &id, true);
@@ -293,6 +360,10 @@ impl Shared {
             machine.ip = Ipv4Addr::new(127, 77, high, low);
             let at = SocketAddr::from((machine.ip, self.port));
             machine.hang_up();
+            if let Some(mut program) = machine.program() {
+                machine.process = Some(program.spawn().unwrap());
+                return self.becomes(id, "starting", "started");
+            }
             machine.listens = Some(self.tasks.spawn(async move {
                 let listener = TcpListener::bind(at).await.unwrap();
                 loop {

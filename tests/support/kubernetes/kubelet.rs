@@ -20,7 +20,7 @@ use kube::{
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
-use crate::cluster::mortal;
+use super::mortal;
 
 /// How often processes are looked at.
 const BEAT: Duration = Duration::from_millis(20);

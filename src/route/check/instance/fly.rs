@@ -1,0 +1,27 @@
+//! What a machine of Fly needs, and what it cannot have.
+
+use crate::{route::check::Check, session::Spec};
+
+impl Check<'_> {
+    pub(super) fn fly(&mut self, spec: &Spec) {
+        if spec.image.is_none() {
+            self.found.value(&["instance", "image"], "a machine of Fly needs an image");
+        }
+        if spec.volumes.len() > 1 {
+            let path = ["instance", "volumes", "1"];
+            self.found.value(&path, "a machine of Fly has one volume, no more");
+        }
+        for (index, volume) in spec.volumes.iter().enumerate() {
+            let wrong = if volume.starts_with('/') {
+                "a machine of Fly has no folder of its host: name a volume"
+            } else if volume.ends_with(":ro") {
+                "a volume of Fly is always writable"
+            } else if !self.captures.is_empty() && !volume.contains('{') {
+                "a volume of Fly is one machine's, and this route has many: put a capture in its name"
+            } else {
+                continue;
+            };
+            self.found.value(&["instance", "volumes", &index.to_string()], wrong);
+        }
+    }
+}

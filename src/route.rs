@@ -273,7 +273,7 @@ fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, 
     for (label, value) in &mut kubernetes.node_selector {
         each(&["instance", "kubernetes", "node_selector", label], value, &[]);
     }
-    let single: [(&[&str], &mut Option<String>); 24] = [
+    let single: [(&[&str], &mut Option<String>); 26] = [
         (&["instance", "image"], image),
         (&["instance", "process", "directory"], &mut process.directory),
         (&["instance", "docker", "container"], &mut docker.container),
@@ -291,6 +291,8 @@ fn template_strings(spec: &mut Spec, mut each: impl FnMut(&[&str], &mut String, 
         (&["instance", "qemu", "initrd"], &mut qemu.initrd),
         (&["instance", "qemu", "append"], &mut qemu.append),
         (&["instance", "qemu", "disk"], &mut qemu.disk),
+        (&["instance", "qemu", "tap"], &mut qemu.tap),
+        (&["instance", "qemu", "address"], &mut qemu.address),
         (&["instance", "firecracker", "kernel"], &mut firecracker.kernel),
         (&["instance", "firecracker", "initrd"], &mut firecracker.initrd),
         (&["instance", "firecracker", "append"], &mut firecracker.append),

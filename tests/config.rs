@@ -530,6 +530,23 @@ start_timeout = "4m"
 }
 
 #[test]
+fn a_virtual_machine_behind_a_tap_has_an_address_there() {
+    let config = parse("[engines.vm]\nkind = \"qemu\"").unwrap();
+    let route = |qemu: &str| {
+        let text = format!(
+            "host = \"{{s}}.b\"\nengine = \"vm\"\nready.probe = \"http\"\n[instance.qemu]\nkernel = \"k\"\n{qemu}"
+        );
+        let parsed = Route::parse("a", Path::new("a.toml"), &text, &config.engine_kinds());
+        parsed.map(drop).map_err(|errors| errors[0].to_string()).err().unwrap_or_default()
+    };
+    let behind = "tap = \"t-{s}\"\naddress = \"10.0.0.2\"\n";
+    assert_eq!(route(behind), "");
+    assert!(route("tap = \"t\"").contains("`tap` and `address` go together"));
+    let both = format!("{behind}outbound = true");
+    assert!(route(&both).contains("it is your network that says what the guest reaches"));
+}
+
+#[test]
 fn what_is_wrong_with_a_cluster_is_told() {
     let text = r#"
 [engines.a]

@@ -30,7 +30,11 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use self::{arguments::Accelerator, monitor::Monitor, process::Unborn};
+use self::{
+    arguments::{Accelerator, PORT},
+    monitor::Monitor,
+    process::Unborn,
+};
 use super::{
     Engine, EngineEvent, Error, Instance, Life, Started,
     alone::Alone,
@@ -218,7 +222,7 @@ impl Shared {
             memory: arguments::memory(spec),
             fingerprint: arguments::fingerprint(&machine, &environment),
             port: 0,
-            address: None,
+            address: vm::address(spec.qemu.address.as_deref(), spec.port.unwrap_or(PORT))?,
             paused: false,
             base,
             grace_ms: u64::try_from(spec.qemu.grace.as_millis()).unwrap_or(u64::MAX),
@@ -288,9 +292,15 @@ impl Shared {
         resumes: bool,
     ) -> Result<(Record, Child, Monitor), Error> {
         for _ in 0..PORTS_MAX {
-            let port = Port::free()
-                .map_err(|e| Error::Conflict(format!("no free port on 127.0.0.1: {e}")))?;
-            record.port = port.number();
+            // Held until QEMU has it; behind a tap none is forwarded.
+            let port = match record.address {
+                Some(_) => None,
+                None => Some(
+                    Port::free()
+                        .map_err(|e| Error::Conflict(format!("no free port on 127.0.0.1: {e}")))?,
+                ),
+            };
+            record.port = port.as_ref().map_or(0, Port::number);
             // First: what runs without a record is nobody's.
             plan.folder.save(&record).map_err(|e| disk(plan.folder, &e))?;
             let mut words = plan.machine.clone();
@@ -457,6 +467,7 @@ impl Shared {
 }
 
 fn started(record: &Record) -> Started {
-    let address = Address::Tcp(([127, 0, 0, 1], record.port).into());
+    let forwarded = ([127, 0, 0, 1], record.port).into();
+    let address = Address::Tcp(record.address.unwrap_or(forwarded));
     Started { address, life: record.life() }
 }

@@ -6,6 +6,7 @@ pub(super) mod process;
 
 use std::{
     io,
+    net::SocketAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -21,6 +22,13 @@ pub(super) fn grace(record: &Record) -> Duration {
 pub(super) fn new_life() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{:x}", since.as_nanos())
+}
+
+/// Behind a tap a guest has an address of its own.
+pub(super) fn address(ip: Option<&str>, port: u16) -> Result<Option<SocketAddr>, Error> {
+    let Some(ip) = ip else { return Ok(None) };
+    let wrong = |_| Error::Invalid(format!("`{ip}` is no address of a guest"));
+    Ok(Some(SocketAddr::new(ip.parse().map_err(wrong)?, port)))
 }
 
 pub(super) fn disk(folder: &Folder, error: &io::Error) -> Error {

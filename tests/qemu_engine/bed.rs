@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -132,6 +133,49 @@ impl Drop for Tmpfs {
     }
 }
 
+/// A network device of this machine, and the two addresses on it.
+pub(crate) struct Tap {
+    name: String,
+    /// The last byte but one of both.
+    third: u8,
+}
+
+impl Tap {
+    pub(crate) fn new() -> Self {
+        let third = u8::try_from(std::process::id() % 256).unwrap();
+        let tap = Self { name: format!("dmtap{third}"), third };
+        let (name, ours) = (&*tap.name, format!("10.216.{third}.1/30"));
+        ip(&["tuntap", "add", "dev", name, "mode", "tap"]);
+        ip(&["addr", "add", &ours, "dev", name]);
+        ip(&["link", "set", name, "up"]);
+        tap
+    }
+
+    pub(crate) fn guest(&self) -> SocketAddr {
+        ([10, 216, self.third, 2], 8080).into()
+    }
+
+    pub(crate) fn behind(&self, spec: Spec) -> Spec {
+        let ip = self.guest().ip().to_string();
+        let append = spec.qemu.append.map(|append| format!("{append} dormouse.address={ip}/30"));
+        let qemu =
+            QemuSpec { append, tap: Some(self.name.clone()), address: Some(ip), ..spec.qemu };
+        Spec { qemu, ..spec }
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "delete", &self.name]).status();
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let ran = Command::new("ip").args(arguments).output().expect("apt-get install iproute2");
+    let why = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "a test of a TAP needs root: ip {arguments:?}: {why}");
+}
+
 /// Debian's kernel with busybox: `scripts/vm-image`.
 fn image() -> &'static Path {
     static IMAGE: OnceLock<PathBuf> = OnceLock::new();
@@ -170,6 +214,14 @@ pub(crate) fn hasty() -> Spec {
 pub(crate) fn with_disk(spec: Spec, image: String) -> Spec {
     let (disk, disk_format) = (Some(image), "raw".to_owned());
     Spec { qemu: QemuSpec { disk, disk_format, ..spec.qemu }, ..spec }
+}
+
+/// From a disk that boots by itself.
+pub(crate) fn booting(spec: Spec) -> Spec {
+    let image = image().join("disk").display().to_string();
+    let spec = with_disk(spec, image);
+    let qemu = QemuSpec { kernel: None, initrd: None, append: None, ..spec.qemu };
+    Spec { qemu, ..spec }
 }
 
 /// What the guest answers, once it does.

@@ -9,11 +9,11 @@ use std::{fs, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 
 use dormouse::{
     engine::{Engine as _, EngineEvent, Error, InstanceState, Started},
-    session::{Depth, QemuSpec, Spec},
+    session::{Address, Depth, QemuSpec, SessionId, Spec},
 };
 use futures::StreamExt as _;
 
-use bed::{Bed, G1, G2, Tmpfs, alice, get, hasty, spec, with_disk};
+use bed::{Bed, G1, G2, Tap, Tmpfs, alice, booting, get, hasty, spec, with_disk};
 
 #[tokio::test]
 async fn the_contract() {
@@ -64,6 +64,49 @@ async fn what_a_guest_remembers_goes_on_from_a_pause_and_from_a_file() {
     engine.sleep(&alice, &spec, Some(&third.life), Depth::Stopped).await.unwrap();
     let fourth = engine.start(&alice, &spec, G2).await.unwrap();
     assert!(count(&fourth).await < paused, "it was booted");
+    bed.end(&engine).await;
+}
+
+/// No kernel of the route's: the machine's own disk says what boots.
+#[tokio::test]
+async fn a_disk_boots_by_its_own_loader_and_keeps_what_was_written() {
+    let (bed, alice) = (Bed::new(), alice());
+    let engine = bed.engine();
+    let spec = booting(spec());
+    let first = engine.start(&alice, &spec, G1).await.unwrap();
+    assert_eq!(get(&first.address, "count").await, "1");
+    engine.sleep(&alice, &spec, Some(&first.life), Depth::Suspended).await.unwrap();
+    let second = engine.start(&alice, &spec, G1).await.unwrap();
+    assert_eq!(get(&second.address, "count").await, "2");
+
+    // By its power button, which it writes to its disk.
+    engine.sleep(&alice, &spec, Some(&second.life), Depth::Stopped).await.unwrap();
+    let third = engine.start(&alice, &spec, G2).await.unwrap();
+    assert_eq!(get(&third.address, "count").await, "1");
+    assert_eq!(get(&third.address, "offs").await, "1");
+    bed.end(&engine).await;
+}
+
+/// The guest is on a network of the operator's, under an address of its own.
+#[tokio::test]
+async fn a_guest_behind_a_tap_is_met_at_its_own_address() {
+    let (bed, alice, tap) = (Bed::new(), alice(), Tap::new());
+    let engine = bed.engine();
+    let spec = tap.behind(spec());
+    let first = engine.start(&alice, &spec, G1).await.unwrap();
+    assert_eq!(first.address, Address::Tcp(tap.guest()));
+    assert_eq!(get(&first.address, "session").await, "alice.test");
+    let counted: u32 = get(&first.address, "count").await.parse().unwrap();
+
+    engine.sleep(&alice, &spec, Some(&first.life), Depth::Suspended).await.unwrap();
+    let second = engine.start(&alice, &spec, G2).await.unwrap();
+    assert_eq!(second.address, first.address);
+    let again: u32 = get(&second.address, "count").await.parse().unwrap();
+    assert!(counted < again, "its memory was not that of before: {counted} {again}");
+
+    // Another machine on the same device is refused by the kernel, and that is said.
+    let error = engine.start(&SessionId::new("bob.test"), &spec, G1).await.unwrap_err();
+    assert!(error.to_string().contains("busy"), "{error}");
     bed.end(&engine).await;
 }
 

@@ -79,6 +79,8 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         disk: some("desk.img"),
         disk_format: "raw".to_owned(),
         outbound: true,
+        tap: some("vm-alice"),
+        address: some("172.16.0.3"),
         grace: Duration::from_secs(6),
     };
     let firecracker = FirecrackerSpec {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The port that an instance listens on when its route names none.
-const PORT: u16 = 8080;
+pub(super) const PORT: u16 = 8080;
 /// What a machine has when its route says nothing, in bytes.
 const MEMORY: u64 = 512 << 20;
 const BILLION: u64 = 1_000_000_000;
@@ -68,7 +68,12 @@ pub(super) fn machine(accelerator: Accelerator, session: &SessionId, spec: &Spec
         add("drive", drive);
         add("device", "virtio-blk-pci,drive=disk".to_owned());
     }
-    add("device", "virtio-net-pci,netdev=net".to_owned());
+    let card = match qemu.tap {
+        // Guests of several TAPs may be on one bridge, and QEMU calls all cards the same.
+        Some(_) => format!("virtio-net-pci,netdev=net,mac={}", mac(session)),
+        None => "virtio-net-pci,netdev=net".to_owned(),
+    };
+    add("device", card);
     add("device", "virtio-rng-pci".to_owned());
     add("chardev", CONSOLE.to_owned());
     add("serial", "chardev:console".to_owned());
@@ -77,6 +82,12 @@ pub(super) fn machine(accelerator: Accelerator, session: &SessionId, spec: &Spec
     add("fw_cfg", format!("name=opt/dormouse/session,string={host}"));
     add("fw_cfg", format!("name=opt/dormouse/env,file={}", ENVIRONMENT));
     words
+}
+
+/// One of QEMU's own range, the same for a session in all its lives.
+fn mac(session: &SessionId) -> String {
+    let digest = Sha256::digest(session.host());
+    format!("52:54:00:{:02x}:{:02x}:{:02x}", digest[0], digest[1], digest[2])
 }
 
 /// In bytes.
@@ -98,8 +109,15 @@ pub(super) fn fingerprint(machine: &[String], environment: &str) -> String {
 pub(super) fn meeting(spec: &Spec, host_port: u16, resumes: bool) -> Vec<String> {
     let (guest_port, restrict) =
         (spec.port.unwrap_or(PORT), if spec.qemu.outbound { "off" } else { "on" });
-    let network =
-        format!("user,id=net,restrict={restrict},hostfwd=tcp:127.0.0.1:{host_port}-:{guest_port}");
+    let network = match &spec.qemu.tap {
+        Some(tap) => {
+            format!("tap,id=net,ifname={},script=no,downscript=no", tap.replace(',', ",,"))
+        }
+        None => {
+            let forwarded = format!("hostfwd=tcp:127.0.0.1:{host_port}-:{guest_port}");
+            format!("user,id=net,restrict={restrict},{forwarded}")
+        }
+    };
     let monitor = format!("unix:{},server=on,wait=off", MONITOR);
     let mut words = vec!["-nodefaults", "-no-user-config", "-display", "none"];
     words.extend(["-netdev", &network, "-qmp", &monitor, "-pidfile", PID]);
@@ -141,6 +159,23 @@ mod tests {
         assert_ne!(one, of(&spec(), "A=b\n"));
         assert_ne!(one, of(&Spec { memory: Some(1 << 30), ..spec() }, ""));
         assert_ne!(one, of(&Spec { nano_cpus: Some(BILLION + 1), ..spec() }, ""));
+    }
+
+    #[test]
+    fn behind_a_tap_nothing_is_forwarded_and_each_session_has_a_card_of_its_own() {
+        let spec = |tap: &str| {
+            let qemu = QemuSpec { tap: Some(tap.to_owned()), ..spec().qemu };
+            Spec { qemu, ..spec() }
+        };
+        let words = meeting(&spec("tap,script=/evil"), 1, false);
+        let network = "tap,id=net,ifname=tap,,script=/evil,script=no,downscript=no".to_owned();
+        assert!(words.contains(&network), "{words:?}");
+        let card = |host: &str| {
+            let words = machine(Accelerator::Tcg, &SessionId::new(host), &spec("tap0"));
+            words.into_iter().find(|word| word.contains("mac=52:54:00:")).unwrap()
+        };
+        assert_ne!(card("a.test"), card("b.test"));
+        assert_eq!(card("a.test"), card("a.test"));
     }
 
     #[test]

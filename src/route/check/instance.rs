@@ -4,6 +4,7 @@ mod fly;
 mod isolation;
 mod kubernetes;
 mod pool;
+mod qemu;
 
 use std::net::IpAddr;
 
@@ -97,11 +98,7 @@ impl Check<'_> {
                 self.found.value(&["instance", "image"], "nothing says which container").hint =
                     Some(hint.into());
             }
-            Some(EngineKind::Qemu) if spec.qemu.kernel.is_none() && spec.qemu.disk.is_none() => {
-                let wrong = "nothing says what the machine boots";
-                self.found.value(&["instance", "qemu"], wrong).hint =
-                    Some("set instance.qemu.kernel or instance.qemu.disk".into());
-            }
+            Some(EngineKind::Qemu) => self.qemu(&spec.qemu),
             Some(EngineKind::Firecracker) => self.firecracker(&spec.firecracker),
             Some(EngineKind::Kubernetes)
                 if spec.image.is_none() && spec.kubernetes.scale.is_none() =>

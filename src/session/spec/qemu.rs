@@ -17,6 +17,10 @@ pub struct QemuSpec {
     pub disk_format: String,
     /// Whether the guest reaches the network, this host's loopback included.
     pub outbound: bool,
+    /// The network device of the host, instead of a network of QEMU's own.
+    pub tap: Option<String>,
+    /// The guest's address behind it.
+    pub address: Option<String>,
     /// From the power button to the plug.
     pub grace: Duration,
 }
@@ -30,6 +34,8 @@ impl Default for QemuSpec {
             disk: None,
             disk_format: "qcow2".to_owned(),
             outbound: false,
+            tap: None,
+            address: None,
             grace: Duration::from_secs(10),
         }
     }

@@ -24,6 +24,11 @@ pub(crate) struct QemuTable {
     pub(crate) disk_format: DiskFormatWord,
     /// Whether the guest reaches the network, and with it this machine's loopback as 10.0.2.2.
     pub(crate) outbound: bool,
+    /// A network device (TAP) of the host that exists; with `address`. Default: a network of QEMU's
+    /// own, with one port of this machine's loopback forwarded.
+    pub(crate) tap: Option<String>,
+    /// The guest's IP address behind the TAP.
+    pub(crate) address: Option<String>,
     /// The time from the power button to the plug.
     pub(crate) grace: DurationText,
 }
@@ -45,6 +50,8 @@ impl Default for QemuTable {
             disk: None,
             disk_format: DiskFormatWord::Qcow2,
             outbound: false,
+            tap: None,
+            address: None,
             grace: DurationText(Duration::from_secs(10)),
         }
     }
@@ -63,6 +70,8 @@ impl From<QemuTable> for QemuSpec {
             disk: table.disk,
             disk_format: disk_format.to_owned(),
             outbound: table.outbound,
+            tap: table.tap,
+            address: table.address,
             grace: table.grace.0,
         }
     }

@@ -1,6 +1,6 @@
 //! The edge: Pingora's hooks, each a few lines. A request's path is `request_filter` (route, local
 //! answers) → `upstream_peer` (admission, lease, hold) → `upstream_request_filter` → the instance → `response_filter`;
-//! dropping [`Ctx`] gives the lease back, for a WebSocket when the socket closes.
+//! dropping `Ctx` gives the lease back, for a WebSocket when the socket closes.
 //!
 //! It must not know engines.
 
@@ -9,6 +9,7 @@ mod admit;
 mod arrive;
 mod client;
 mod connections;
+mod ctx;
 mod dial;
 mod early;
 mod forwarded;
@@ -30,18 +31,14 @@ mod target;
 mod tls;
 mod tunnel;
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, header};
 use pingora::{
-    Error, ErrorSource, ErrorType, Result,
+    Error, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
     protocols::Digest,
     proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session as Downstream},
@@ -61,22 +58,19 @@ use crate::{
     access::Door,
     acme::Acme,
     config::{Limits, Timeouts},
-    fleet::{Fleet, Held, Lease, Verdict},
+    fleet::{Fleet, Verdict},
     metrics::METRICS,
-    record::{Access, AccessLog},
+    record::AccessLog,
     route::RouteTable,
-    session::{Behind, Generation},
 };
-use access::Entered;
-use early::Early;
+use ctx::Ctx;
 use framing::{HeadLimits, Refusal};
 use headers::RequestId;
 use listen::Connection;
-use pace::{AveragePace, Rate};
+use pace::Rate;
 use peer::Manner;
 use respond::Answer;
 use target::Target;
-use tunnel::{Ending, Takeover};
 
 /// How often one request may try to connect.
 const CONNECTS_MAX: u32 = 3;
@@ -252,127 +246,12 @@ impl Edge {
     }
 }
 
-/// One request's state, from its head to its last byte.
-pub struct Ctx {
-    began: Instant,
-    id: RequestId,
-    target: Option<Arc<Target>>,
-    entered: Entered,
-    manner: Manner,
-    takeover: Option<Arc<Takeover>>,
-    lease: Option<Lease>,
-    /// Of the last lease, which may be the tunnel's by now.
-    generation: Option<Generation>,
-    held: Option<Held>,
-    /// What was leased at the handshake.
-    early: Option<Early>,
-    answer: Option<Answer>,
-    connects: u32,
-    connect_began: Option<Instant>,
-    connect_took: Duration,
-    connect_failed: Option<Instant>,
-    connection: Option<Arc<Connection>>,
-    /// Of an HTTP/2 request's body, as long as it may not come as slowly as it likes.
-    body: Option<AveragePace>,
-}
-
-impl Ctx {
-    /// Whether the rest of the request's body may come as slowly as it likes.
-    fn set_patient(&mut self, is_patient: bool) {
-        if let Some(connection) = &self.connection {
-            connection.heads.set_patient(is_patient);
-        }
-        self.body = (!is_patient).then(AveragePace::default);
-    }
-
-    /// The proxy that the leased instance is behind, if it is.
-    fn behind(&self) -> Option<&Behind> {
-        self.lease.as_ref()?.endpoint()?.address.behind()
-    }
-
-    /// What the access log says of the request, which has ended.
-    fn access<'a>(&'a self, downstream: &'a Downstream, status: u16) -> Access<'a> {
-        let request = downstream.req_header();
-        let agent = request.headers.get(http::header::USER_AGENT);
-        let millis = |took: Duration| took.as_secs_f64() * 1000.0;
-        Access {
-            at: unix_ms(),
-            id: self.id.as_str(),
-            client: client::address(downstream),
-            method: request.method.as_str(),
-            host: self.target.as_ref().map_or("", |target| &*target.host),
-            path: request.uri.path(),
-            route: self.target.as_ref().map_or("", |target| &*target.route.name),
-            generation: self.generation.map(|generation| generation.0),
-            status,
-            reason: self.answer.map(Answer::reason),
-            bytes: downstream.body_bytes_sent(),
-            took_ms: millis(self.began.elapsed()),
-            held_ms: self.held.map(|held| millis(held.hold)),
-            agent: agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default(),
-        }
-    }
-
-    /// After the 101 the stream is a tunnel's, unless Pingora speaks TLS to the instance.
-    fn take_over(&mut self, tunnels: &TaskTracker, is_websocket: bool) {
-        if let Some(connection) = self.connection.as_ref().filter(|_| self.manner.is_upgrade()) {
-            connection.heads.upgrade();
-        }
-        let speaks_tls = self.target.as_ref().is_some_and(|target| target.route.speaks_tls());
-        if self.behind().map_or(speaks_tls, |behind| behind.tls) {
-            return;
-        }
-        let (Some(connection), Some(takeover)) = (&self.connection, self.takeover.take()) else {
-            return;
-        };
-        if let Some(lease) = self.lease.take() {
-            let grant = self.entered.grant().cloned();
-            let ending = grant.map(|grant| Ending::new(grant, is_websocket));
-            tunnels.spawn(takeover.begin(lease, ending));
-            // A connection is upgraded once.
-            let _ = connection.takeover.set(takeover);
-        }
-    }
-}
-
-impl fmt::Debug for Ctx {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ctx({})", self.id.as_str())
-    }
-}
-
-impl Drop for Ctx {
-    fn drop(&mut self) {
-        if let Some(connection) = &self.connection {
-            connection.request_ended();
-        }
-    }
-}
-
 #[async_trait]
 impl ProxyHttp for Edge {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx {
-            began: Instant::now(),
-            id: RequestId::none(),
-            target: None,
-            entered: Entered::default(),
-            manner: Manner::default(),
-            takeover: None,
-            lease: None,
-            generation: None,
-            held: None,
-            early: None,
-            answer: None,
-            connects: 0,
-            connect_began: None,
-            connect_took: Duration::ZERO,
-            connect_failed: None,
-            connection: None,
-            body: None,
-        }
+        Ctx::new()
     }
 
     /// We neither cache nor compress; without modules Pingora walks a shorter path.
@@ -587,7 +466,7 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
     ) -> FailToProxy {
         let ended = || ctx.entered.is_over().then_some(Answer::AccessEnded);
-        let answer = ctx.answer.or_else(ended).unwrap_or_else(|| answer_to(error, ctx));
+        let answer = ctx.answer.or_else(ended).unwrap_or_else(|| ctx.answer_to(error));
         ctx.answer = Some(answer);
         METRICS.refused.with_label_values(&[answer.reason()]).inc();
         let session = ctx.target.as_ref().map_or("", |target| &*target.host);
@@ -640,42 +519,9 @@ impl ProxyHttp for Edge {
     }
 }
 
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn is_tls(kind: &ErrorType) -> bool {
     matches!(
         kind,
         ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::TLSWantX509Lookup
     )
-}
-
-/// What Pingora's error means for the client.
-fn answer_to(error: &Error, ctx: &Ctx) -> Answer {
-    let heads = ctx.connection.as_ref().map(|connection| &connection.heads);
-    match (error.esource(), error.etype()) {
-        (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_bad()) => {
-            Answer::Unframed(Refusal::Chunk)
-        }
-        (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_slow()) => {
-            Answer::BodyTimedOut
-        }
-        (ErrorSource::Downstream, ErrorType::ReadTimedout) => Answer::BodyTimedOut,
-        (
-            ErrorSource::Downstream,
-            ErrorType::ReadError
-            | ErrorType::WriteError
-            | ErrorType::WriteTimedout
-            | ErrorType::ConnectionClosed
-            | ErrorType::H2Error,
-        ) => Answer::ClientLeft,
-        (ErrorSource::Downstream, _) => Answer::BadRequest,
-        (ErrorSource::Upstream, ErrorType::ReadTimedout) => Answer::Silent,
-        (ErrorSource::Upstream, _) if ctx.connect_failed.is_some() => Answer::NotListening,
-        (ErrorSource::Upstream, _) => Answer::Broken,
-        (_, kind) if *kind == TOO_LATE => Answer::Broken,
-        (ErrorSource::Internal | ErrorSource::Unset, _) => Answer::Internal,
-    }
 }

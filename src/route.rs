@@ -37,12 +37,9 @@ pub use {
 };
 pub(crate) use {host::is_name, load::read as read_file};
 
-use crate::session::{Depth, Plan, Probe, Rung, Spec, UpstreamTls};
+use crate::session::{Depth, Plan, Probe, Rung, SPARES, Spec, UpstreamTls};
 use recipe::{SetValue, Tls};
 use template::Names;
-
-/// A spare is asked for its readiness as this host.
-const SPARE: &str = "spare.internal";
 
 /// The engines that a route may name, and what each is.
 pub type Engines = BTreeMap<String, EngineKind>;
@@ -127,7 +124,7 @@ impl Route {
     /// soon as they are ready.
     pub fn pool_plan(&self) -> Option<Plan> {
         let pool = self.recipe.pool?;
-        let mut plan = self.plan_with(SPARE, &vec!["a"; self.host.captures().len()]);
+        let mut plan = self.plan_with(&SPARES[1..], &vec!["a"; self.host.captures().len()]);
         plan.policy.ladder = [Rung { after: Duration::ZERO, to: pool.depth }].into();
         plan.policy.min_awake = Duration::ZERO;
         Some(plan)

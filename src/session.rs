@@ -52,6 +52,9 @@ impl fmt::Debug for SessionId {
     }
 }
 
+/// What the hosts of instances end in that are nobody's yet. No route can serve one.
+pub const SPARES: &str = ".spare.internal";
+
 /// One life of an instance, from start to sleep; a number that only grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);

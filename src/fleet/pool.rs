@@ -29,7 +29,7 @@ use super::{
 use crate::{
     engine::{Instance, InstanceState},
     metrics::METRICS,
-    session::{Depth, Event, Plan, SessionId, machine::State},
+    session::{Depth, Event, Plan, SPARES, SessionId, machine::State},
 };
 use claims::{Claim, Claims};
 
@@ -37,8 +37,6 @@ use claims::{Claim, Claims};
 const LOOK: Duration = Duration::from_secs(10);
 /// After a spare that came to nothing.
 const AFTER_FAILURE: Duration = Duration::from_secs(30);
-/// What a spare's name ends in: no host of the internet, and none of a route.
-const SUFFIX: &str = ".spare.internal";
 
 /// Says what each route with a pool makes its spares of.
 pub type Templates = Box<dyn Fn() -> Vec<Plan> + Send + Sync>;
@@ -70,11 +68,11 @@ impl fmt::Debug for Pools {
 
 /// Whether an instance is, or was, a spare.
 pub(super) fn is_spare(instance: &SessionId) -> bool {
-    instance.host().ends_with(SUFFIX)
+    instance.host().ends_with(SPARES)
 }
 
 fn spare_id(name: &str) -> SessionId {
-    SessionId::new(format!("{name}{SUFFIX}"))
+    SessionId::new(format!("{name}{SPARES}"))
 }
 
 /// What a spare is made of, in a few letters of its name: an edge that starts later knows by it
@@ -96,7 +94,7 @@ fn mark(plan: &Plan) -> String {
 }
 
 fn fits(instance: &SessionId, plan: &Plan) -> bool {
-    instance.host().strip_suffix(SUFFIX).is_some_and(|name| name.ends_with(&mark(plan)))
+    instance.host().strip_suffix(SPARES).is_some_and(|name| name.ends_with(&mark(plan)))
 }
 
 impl Pools {

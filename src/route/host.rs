@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, fmt, net::Ipv6Addr, sync::Arc};
 
+use crate::session::SPARES;
+
 /// The longest host name of DNS.
 pub(crate) const HOST_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
@@ -131,6 +133,9 @@ impl HostPattern {
         }
         literals.push(rest.to_owned());
         check_spelling(&literals)?;
+        if text.ends_with(SPARES) || text == &SPARES[1..] {
+            return Err(format!("hosts in `{SPARES}` are those of a [pool]'s instances"));
+        }
         let head = literals.remove(0);
         let parts = literals.pop().map(|tail| Parts { captures, head, middle: literals, tail });
         Ok(Self { text: text.into(), parts: parts.map(Box::new) })

@@ -105,6 +105,8 @@ fn a_wrong_host_says_why() {
         ("-{a}.e", "not a host"),
         ("{a}-.e", "not a host"),
         ("grüße.e", "punycode"),
+        ("{a}.spare.internal", "those of a [pool]'s instances"),
+        ("spare.internal", "those of a [pool]'s instances"),
     ] {
         let errors = errors(&format!("host = \"{host}\"\ninstance.command = [\"x\"]"));
         assert_eq!(errors.len(), 1, "{errors:?}");

@@ -145,7 +145,9 @@ async fn run_pod(client: &Client, seen: &mut Seen, last: &mut u16) -> kube::Resu
         (None, "slow") => seen.status = Some(waiting("ContainerCreating", "")),
         (None, _) => {
             *last += 1;
-            let ip = format!("127.77.{}.{}", *last >> 8, *last & 255);
+            // Two runs at once on one machine are two clusters.
+            let net = 64 + std::process::id() % 128;
+            let ip = format!("127.{net}.{}.{}", *last >> 8, *last & 255);
             let process = start(&seen.pod, &ip);
             let state = json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}});
             let mut of_container = status(&image, true, state);

@@ -48,5 +48,7 @@ mod support;
 mod timeouts;
 mod tls;
 mod upstream;
+#[path = "../support/vm.rs"]
+mod vm;
 mod wake;
 mod wire;

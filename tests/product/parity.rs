@@ -1,9 +1,6 @@
 //! One route, word for word, on engines of several kinds: only what the name `main` means differs.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::process::Command;
 
 use crate::{
     dockerd::{self, IMAGE},
@@ -11,6 +8,7 @@ use crate::{
     kubernetes,
     podman::Podman,
     support::{DORMOUSE, Edge, Setup, client},
+    vm::image,
 };
 
 /// Each kind takes what is its own: a program of this machine, an image, a kernel.
@@ -41,18 +39,8 @@ path = "/hosts"
 sleep = [{ after = "2h", to = "stopped" }]
 "#;
 
-/// Debian's kernel with busybox.
-fn vm() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = root.join("target/vm");
-    let made = Command::new(root.join("scripts/vm-image")).arg(&folder).output().expect("bash");
-    let why = String::from_utf8_lossy(&made.stderr).into_owned();
-    assert!(made.status.success(), "no machine to boot: {why}");
-    folder
-}
-
 fn edge(engine: &str) -> Edge {
-    let route = ROUTE.replace("@IMAGE@", IMAGE).replace("@VM@", &vm().to_string_lossy());
+    let route = ROUTE.replace("@IMAGE@", IMAGE).replace("@VM@", &image().to_string_lossy());
     let engine = format!("[engines.main]\n{engine}\n[paths]\nstate = \"@DIR@/state\"\n");
     Setup::new().config(&engine).file("token", TOKEN).route("desk", &route).start()
 }

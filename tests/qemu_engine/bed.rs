@@ -5,7 +5,6 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
     time::Duration,
 };
 
@@ -17,6 +16,8 @@ use dormouse::{
     session::{Address, Depth, Generation, QemuSpec, SessionId, Spec},
 };
 use tempfile::TempDir;
+
+use super::vm::image;
 
 pub(crate) const G1: Generation = Generation(1);
 pub(crate) const G2: Generation = Generation(2);
@@ -108,31 +109,6 @@ impl Drop for Bed {
     }
 }
 
-/// A file system of its own that is soon full.
-pub(crate) struct Tmpfs(TempDir);
-
-impl Tmpfs {
-    pub(crate) fn mount(size: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("vm").tempdir_in("/tmp").unwrap();
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(folder.path())
-            .status();
-        assert!(mount.unwrap().success(), "a test of a full disk needs root");
-        Self(folder)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 /// A network device of this machine, and the two addresses on it.
 pub(crate) struct Tap {
     name: String,
@@ -174,19 +150,6 @@ fn ip(arguments: &[&str]) {
     let ran = Command::new("ip").args(arguments).output().expect("apt-get install iproute2");
     let why = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success(), "a test of a TAP needs root: ip {arguments:?}: {why}");
-}
-
-/// Debian's kernel with busybox: `scripts/vm-image`.
-fn image() -> &'static Path {
-    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
-    IMAGE.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let folder = root.join("target/vm");
-        let made = Command::new(root.join("scripts/vm-image")).arg(&folder).output().unwrap();
-        let why = String::from_utf8_lossy(&made.stderr).into_owned();
-        assert!(made.status.success(), "no machine to boot, so no test of QEMU ran: {why}");
-        folder
-    })
 }
 
 pub(crate) fn alice() -> SessionId {

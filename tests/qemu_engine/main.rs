@@ -4,6 +4,10 @@
 mod bed;
 #[path = "../contract/mod.rs"]
 mod contract;
+#[path = "../support/tmpfs.rs"]
+mod tmpfs;
+#[path = "../support/vm.rs"]
+mod vm;
 
 use std::{fs, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 
@@ -13,7 +17,8 @@ use dormouse::{
 };
 use futures::StreamExt as _;
 
-use bed::{Bed, G1, G2, Tap, Tmpfs, alice, booting, get, hasty, spec, with_disk};
+use bed::{Bed, G1, G2, Tap, alice, booting, get, hasty, spec, with_disk};
+use tmpfs::Tmpfs;
 
 #[tokio::test]
 async fn the_contract() {

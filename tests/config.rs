@@ -472,6 +472,16 @@ gid = 4001
     assert!(error.contains("nothing says what the machine boots"), "{error}");
     let error = route("[instance.firecracker]\nkernel = \"k\"\ntap = \"t-{s}\"").unwrap_err();
     assert!(error.contains("`tap` and `address` go together"), "{error}");
+    let layered = |more: &str| route(&format!("[instance.firecracker]\nkernel = \"k\"\n{more}"));
+    for fits in ["1MiB", "64TiB"] {
+        assert_eq!(layered(&format!("disk = \"d\"\nlayer = \"{fits}\"")), Ok(()));
+    }
+    let error = layered("layer = \"8GiB\"").unwrap_err();
+    assert!(error.contains("a.toml:6:9: `layer` lies over `disk`, and there is none"), "{error}");
+    for beyond in ["1023KiB", "65TiB"] {
+        let error = layered(&format!("disk = \"d\"\nlayer = \"{beyond}\"")).unwrap_err();
+        assert!(error.contains("at least 1MiB and at most 64TiB"), "{error}");
+    }
 }
 
 #[test]

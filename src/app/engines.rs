@@ -78,6 +78,8 @@ fn fly_config(config: &FlyConfig) -> Result<fly::Config, Error> {
 const FLY_TOKEN: &str = "FLY_API_TOKEN";
 /// One request a second for an action and machine: fly.io/docs/machines/api/working-with-machines-api.
 const FLY_INTERVAL: Duration = Duration::from_secs(1);
+/// Of e2fsprogs; the engine looks beyond PATH.
+const MKFS: &str = "mkfs.ext4";
 
 fn kubernetes_config(config: &KubernetesConfig) -> kubernetes::Config {
     let KubernetesConfig { kubeconfig, context, namespace, owner, call_timeout, start_timeout } =
@@ -97,7 +99,15 @@ fn firecracker_config(
 ) -> firecracker::Config {
     let FirecrackerConfig { program, jail, clock_realtime, call_timeout } = config.clone();
     let jail = jail.map(|JailConfig { program, uid, gid }| firecracker::Jail { program, uid, gid });
-    firecracker::Config { program, jail, clock_realtime, state, base, call_timeout }
+    firecracker::Config {
+        program,
+        jail,
+        mkfs: MKFS.into(),
+        clock_realtime,
+        state,
+        base,
+        call_timeout,
+    }
 }
 
 fn docker_config(config: &DockerConfig) -> docker::Config {

@@ -5,6 +5,8 @@
 
 mod api;
 mod files;
+mod layer;
+mod part;
 mod process;
 mod relay;
 mod template;
@@ -31,7 +33,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use self::{api::Api, files::Golden};
+use self::{api::Api, files::Golden, template::Files};
 use super::{
     Engine, EngineEvent, Error, Instance, Life, Started,
     alone::Alone,
@@ -66,6 +68,8 @@ pub struct Config {
     pub program: PathBuf,
     /// How each is locked in, if it is.
     pub jail: Option<Jail>,
+    /// `mkfs.ext4`, for routes with a layer.
+    pub mkfs: PathBuf,
     /// Whether a resumed guest's clock is set on: x86-64, hosts from 5.16, and a Firecracker that
     /// has it.
     pub clock_realtime: bool,
@@ -243,12 +247,13 @@ impl Shared {
         }
         let before = folder.record().map_err(io)?;
         folder.create().map_err(io)?;
-        let (config, of, made_of) = (self.config.clone(), folder.clone(), spec.clone());
-        let is_new = before.is_none();
-        let prepare = move || files::prepare(&config, &of, &made_of, is_new);
-        let prepared = tokio::task::spawn_blocking(prepare).await;
-        let (files, golden) =
-            prepared.map_err(|_| Error::Failed("the machine's files: a panic".to_owned()))??;
+        let is_new = !folder.is_known();
+        let prepared = self.prepare(&folder, spec, before.clone()).await;
+        if prepared.is_err() && is_new {
+            // Half of what a session begins with is nobody's, and takes room.
+            folder.remove().map_err(io)?;
+        }
+        let (files, golden) = prepared?;
         let calls = template::machine(spec, &files);
         let generation = before.as_ref().map_or(0, |record| record.generation).max(generation.0);
         let record = Record {
@@ -256,11 +261,11 @@ impl Shared {
             generation,
             life: new_life(),
             memory: template::memory(spec),
-            fingerprint: template::fingerprint(&calls),
+            fingerprint: template::fingerprint(&calls, files.base.as_ref()),
             port: spec.port.unwrap_or(PORT),
             address: address(spec)?,
             paused: false,
-            base: None,
+            base: files.base,
             grace_ms: u64::try_from(spec.firecracker.grace.as_millis()).unwrap_or(u64::MAX),
         };
         // First: what runs without a record is nobody's.
@@ -275,6 +280,24 @@ impl Shared {
         let child = ran?;
         self.watch(&folder, &record, Some(child))?;
         Ok(started(&folder, &record))
+    }
+
+    /// What the machine is made of is there, or the error says what is not.
+    async fn prepare(
+        &self,
+        folder: &Folder,
+        spec: &Spec,
+        before: Option<Record>,
+    ) -> Result<(Files, Option<Golden>), Error> {
+        let (config, of, made_of) = (self.config.clone(), folder.clone(), spec.clone());
+        let prepare = move || files::prepare(&config, &of, &made_of, before.as_ref());
+        let prepared = tokio::task::spawn_blocking(prepare).await;
+        let prepared =
+            prepared.map_err(|_| Error::Failed("the machine's files: a panic".to_owned()))??;
+        if let Some(size) = spec.firecracker.layer {
+            layer::make(&self.config, folder, size).await?;
+        }
+        Ok(prepared)
     }
 
     /// What runs already goes on, whoever stopped it.

@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Bed {
     folder: TempDir,
     jail: bool,
+    /// What formats a layer.
+    pub(crate) mkfs: PathBuf,
+    pub(crate) call_timeout: Duration,
 }
 
 impl Bed {
@@ -38,7 +41,12 @@ impl Bed {
         let folder = tempfile::Builder::new().prefix("fc").tempdir_in("/tmp").unwrap();
         fs::write(folder.path().join("vmlinux"), "a kernel").unwrap();
         fs::write(folder.path().join("base.img"), "0").unwrap();
-        Self { folder, jail: false }
+        Self {
+            folder,
+            jail: false,
+            mkfs: "mkfs.ext4".into(),
+            call_timeout: Duration::from_secs(20),
+        }
     }
 
     pub(crate) fn jailed() -> Self {
@@ -60,10 +68,11 @@ impl Bed {
         Firecracker::new(Config {
             program: program.into(),
             jail: self.jail.then_some(jail),
+            mkfs: self.mkfs.clone(),
             clock_realtime: false,
             state: self.path("s"),
             base: self.folder.path().to_owned(),
-            call_timeout: Duration::from_secs(20),
+            call_timeout: self.call_timeout,
         })
         .unwrap()
     }
@@ -143,6 +152,12 @@ pub(crate) fn with_disk() -> Spec {
     Spec { firecracker, ..spec() }
 }
 
+/// With a root that all sessions read and a layer of its own.
+pub(crate) fn with_layer() -> Spec {
+    let firecracker = FirecrackerSpec { layer: Some(4 << 20), ..with_disk().firecracker };
+    Spec { firecracker, ..spec() }
+}
+
 /// Whose guest ends by no request.
 pub(crate) fn stubborn() -> Spec {
     let firecracker = FirecrackerSpec {
@@ -180,7 +195,8 @@ async fn ask(path: &Path, page: &str) -> std::io::Result<String> {
 /// Makes a golden folder of a machine that is suspended.
 pub(crate) fn gild(bed: &Bed, folder: &Path) {
     fs::create_dir(folder).unwrap();
-    for name in ["memory", "state", "disk"] {
+    let parts = ["memory", "state", "disk", "layer"];
+    for name in parts.into_iter().filter(|name| bed.has(name)) {
         fs::copy(bed.file(name), folder.join(name)).unwrap();
         chown(folder.join(name), Some(0), Some(0)).unwrap();
     }

@@ -34,10 +34,20 @@ const served = http.createServer((request, response) => {
     "/count": () => String(++count),
     "/told": () => JSON.stringify(told),
     "/disk": () => {
-      const name = config["/drives/disk"].path_on_host;
-      const n = Number(fs.readFileSync(name, "utf8").replace(/\D/g, "") || 0) + 1;
-      fs.writeFileSync(name, `${n}\n`);
+      // In the first bytes, where ext4 has nothing.
+      const drive = config["/drives/layer"] || config["/drives/disk"];
+      const file = fs.openSync(drive.path_on_host, drive.is_read_only ? "r" : "r+");
+      const head = Buffer.alloc(16);
+      fs.readSync(file, head, 0, 16, 0);
+      const n = Number(head.toString("latin1").replace(/\D/g, "") || 0) + 1;
+      if (drive.is_read_only) return "read-only";
+      fs.writeSync(file, `${n}\n`, 0);
+      fs.closeSync(file);
       return String(n);
+    },
+    "/root": () => {
+      const { path_on_host, is_read_only } = config["/drives/disk"];
+      return is_read_only ? fs.readFileSync(path_on_host, "latin1") : "writable";
     },
     "/off": () => process.exit(0),
   };
@@ -113,8 +123,9 @@ function load({ snapshot_path, mem_backend, resume_vm, network_overrides }) {
     for (const { iface_id, host_dev_name } of network_overrides || []) {
       config[`/network-interfaces/${iface_id}`].host_dev_name = host_dev_name;
     }
-    const drive = config["/drives/disk"];
-    if (drive && !fs.existsSync(drive.path_on_host)) throw new Error("its disk is gone");
+    for (const name of ["/drives/disk", "/drives/layer"]) {
+      if (config[name] && !fs.existsSync(config[name].path_on_host)) throw new Error("its disk is gone");
+    }
     boot();
     openVsock();
     state = resume_vm ? "Running" : "Paused";

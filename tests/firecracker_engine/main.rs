@@ -5,10 +5,13 @@
 mod bed;
 #[path = "../contract/mod.rs"]
 mod contract;
+mod layer;
 mod official;
 #[path = "../support/prism.rs"]
 mod prism;
 mod real;
+#[path = "../support/tmpfs.rs"]
+mod tmpfs;
 
 use std::{fs, os::unix::fs::MetadataExt as _, sync::Arc};
 

@@ -2,7 +2,7 @@
 //! firecracker-microvm/firecracker at 81b38b9dad60 (Apache-2.0), 2026-08-21. The fake notes them, and
 //! prism, which has read the file, is asked each again.
 
-use super::{prism::Prism, *};
+use super::{bed::with_layer, prism::Prism, *};
 
 const OFFICIAL: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/firecracker_engine/firecracker.swagger.yaml");
@@ -30,7 +30,7 @@ async fn every_request_is_one_of_the_official_file() {
     };
     let with_tap = Spec { firecracker: with_tap, nano_cpus: Some(2_000_000_000), ..with_disk() };
     let mut asked = Vec::new();
-    for spec in [with_disk(), with_tap] {
+    for spec in [with_layer(), with_tap] {
         for depth in [Depth::Paused, Depth::Suspended, Depth::Stopped] {
             let started = engine.start(&alice, &spec, G1).await.unwrap();
             engine.sleep(&alice, &spec, Some(&started.life), depth).await.unwrap();
@@ -50,6 +50,7 @@ async fn every_request_is_one_of_the_official_file() {
         "PUT /machine-config",
         "PUT /boot-source",
         "PUT /drives/disk",
+        "PUT /drives/layer",
         "PUT /vsock",
         "PUT /network-interfaces/eth0",
         "PUT /mmds/config",

@@ -88,6 +88,7 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         initrd: some("initrd-alice"),
         append: some("quiet session=alice"),
         disk: some("desk-alice.ext4"),
+        layer: Some(8 << 30),
         tap: some("tap-alice"),
         address: some("172.16.0.2"),
         golden: some("golden/alice"),

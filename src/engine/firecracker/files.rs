@@ -3,17 +3,22 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::chown,
+    os::unix::fs::{MetadataExt as _, chown},
     path::{Path, PathBuf},
 };
 
-use super::{Config, Jail, template::Files};
+use super::{
+    Config, Jail,
+    layer::LAYER,
+    part::{self, Part},
+    template::Files,
+};
 use crate::{
     engine::{
         Error,
         vm::{
             disk,
-            folder::{Folder, MEMORY, MEMORY_PART, STATE, STATE_PART},
+            folder::{Base, Folder, MEMORY, MEMORY_PART, Record, STATE, STATE_PART, gone_is_fine},
         },
     },
     session::Spec,
@@ -21,6 +26,9 @@ use crate::{
 
 /// The session's own disk.
 pub(super) const DISK: &str = "disk";
+/// In a jail, the root that sessions share. A session's own disk, from before its route had a layer,
+/// stays beside it.
+const BASE: &str = "base";
 
 /// A memory that stands for a machine that has booted, in the machine's folder now.
 #[derive(Debug)]
@@ -31,7 +39,7 @@ pub(super) fn prepare(
     config: &Config,
     folder: &Folder,
     spec: &Spec,
-    is_new: bool,
+    before: Option<&Record>,
 ) -> Result<(Files, Option<Golden>), Error> {
     let jail = config.jail.as_ref();
     if jail.is_some() {
@@ -44,43 +52,104 @@ pub(super) fn prepare(
     };
     let (kernel, initrd) =
         (place(&firecracker.kernel, "kernel")?, place(&firecracker.initrd, "initrd")?);
-    let golden =
-        firecracker.golden.as_ref().filter(|_| is_new).map(|golden| config.base.join(golden));
-    let image = match &golden {
-        Some(golden) if golden.join(DISK).exists() => Some(golden.join(DISK)),
-        _ => firecracker.disk.as_ref().map(|image| config.base.join(image)),
-    };
-    let disk = match image {
-        // One that came with a golden memory stays.
-        None => folder.has(DISK).then(|| DISK.to_owned()),
-        Some(image) => {
-            own(folder, &image, DISK, jail)?;
-            Some(DISK.to_owned())
-        }
-    };
-    let golden = match golden {
-        None => None,
-        Some(golden) => {
-            for name in [MEMORY, STATE] {
-                shared(folder, &golden.join(name), name, jail)?;
+    let golden = firecracker.golden.as_ref().filter(|_| !folder.is_known());
+    let golden = golden.map(|golden| config.base.join(golden));
+    let image = firecracker.disk.as_ref().map(|image| config.base.join(image));
+    let mut files = Files { kernel, initrd, ..Files::default() };
+    match image {
+        Some(image) if firecracker.layer.is_some() => {
+            if let Some(golden) = &golden {
+                own(folder, &golden.join(LAYER), LAYER, jail)?;
             }
-            Some(Golden)
+            let (disk, base) = root(config, folder, &image, before)?;
+            (files.disk, files.layer, files.base) =
+                (Some(disk), Some(LAYER.to_owned()), Some(base));
         }
-    };
-    if let Some(jail) = jail {
-        chown(folder.work(), Some(jail.uid), Some(jail.gid))
-            .map_err(|e| super::disk(folder, &e))?;
+        image => files.disk = disk_of_its_own(folder, image, golden.as_deref(), jail)?,
     }
-    Ok((Files { kernel, initrd, disk }, golden))
+    if let Some(golden) = &golden {
+        for name in [MEMORY, STATE] {
+            shared(folder, &golden.join(name), name, jail)?;
+        }
+    }
+    if let Some(jail) = jail {
+        chown(folder.work(), Some(jail.uid), Some(jail.gid)).map_err(|e| disk(folder, &e))?;
+    }
+    Ok((files, golden.map(|_| Golden)))
+}
+
+/// Of a golden memory, where it has one, or of its route.
+fn disk_of_its_own(
+    folder: &Folder,
+    image: Option<PathBuf>,
+    golden: Option<&Path>,
+    jail: Option<&Jail>,
+) -> Result<Option<String>, Error> {
+    let golden = golden.map(|golden| golden.join(DISK)).filter(|disk| disk.exists());
+    if let Some(image) = golden.or(image) {
+        own(folder, &image, DISK, jail)?;
+    }
+    // One that came with a golden memory stays.
+    Ok(folder.has(DISK).then(|| DISK.to_owned()))
+}
+
+/// The root that all read, where the machine's process finds it, and which it is.
+fn root(
+    config: &Config,
+    folder: &Folder,
+    image: &Path,
+    before: Option<&Record>,
+) -> Result<(String, Base), Error> {
+    missing(image)?;
+    let io = |e: io::Error| disk(folder, &e);
+    let base = Base::of(image).map_err(io)?;
+    let Some(jail) = &config.jail else { return Ok((image.display().to_string(), base)) };
+    let to = folder.file(BASE);
+    let known = before.and_then(|record| record.base.as_ref()) == Some(&base);
+    let is_there = linked(image, &to, jail).map_err(io)? || (known && is_copy(&to, jail));
+    if !is_there {
+        copy(image, &to, Some(jail)).map_err(io)?;
+    }
+    Ok((BASE.to_owned(), base))
+}
+
+/// Puts the image itself into a jail, if it can be there and its user can do nothing but read it.
+fn linked(image: &Path, to: &Path, jail: &Jail) -> io::Result<bool> {
+    // What a link to a link points to is elsewhere in a jail.
+    let image = image.canonicalize()?;
+    let is = fs::metadata(&image)?;
+    if !is_to_read(jail, (is.uid(), is.gid()), is.mode()) {
+        return Ok(false);
+    }
+    // Beside it first: on another file system a copy is there that may be kept.
+    let part = part::path(to);
+    gone_is_fine(fs::remove_file(&part))?;
+    if fs::hard_link(&image, &part).is_err() {
+        return Ok(false);
+    }
+    fs::rename(&part, to)?;
+    // Where it was the same file, a rename does nothing.
+    gone_is_fine(fs::remove_file(&part))?;
+    Ok(true)
+}
+
+/// Whether the jail's user can read a file and never write it: an owner could, whatever the mode
+/// says. The group's bits are also the most that any other user was given by an ACL.
+fn is_to_read(jail: &Jail, (uid, gid): (u32, u32), mode: u32) -> bool {
+    let read = if gid == jail.gid { 0o040 } else { 0o004 };
+    uid != jail.uid && mode & 0o022 == 0 && mode & read != 0
+}
+
+/// Whether it is a copy of ours: its user's. An image that became its user's has a name elsewhere.
+fn is_copy(file: &Path, jail: &Jail) -> bool {
+    fs::symlink_metadata(file)
+        .is_ok_and(|is| is.is_file() && is.uid() == jail.uid && is.nlink() == 1)
 }
 
 /// What the jailer made for the life before: it would stumble over it.
 fn clean(folder: &Folder) -> io::Result<()> {
     for name in ["dev", "run"] {
-        match fs::remove_dir_all(folder.work().join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        gone_is_fine(fs::remove_dir_all(folder.work().join(name)))?;
     }
     Ok(())
 }
@@ -118,13 +187,9 @@ fn own(folder: &Folder, image: &Path, name: &str, jail: Option<&Jail>) -> Result
 
 /// Whole or not at all.
 fn copy(from: &Path, to: &Path, jail: Option<&Jail>) -> io::Result<()> {
-    let part = PathBuf::from(format!("{}.part", to.display()));
-    fs::copy(from, &part)?;
-    if let Some(jail) = jail {
-        chown(&part, Some(jail.uid), Some(jail.gid))?;
-    }
-    File::open(&part)?.sync_all()?;
-    fs::rename(part, to)
+    let part = Part::create(to)?;
+    part.fill(from)?;
+    part.finish(jail)
 }
 
 fn missing(file: &Path) -> Result<(), Error> {

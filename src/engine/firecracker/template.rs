@@ -6,7 +6,10 @@
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::session::{SessionId, Spec};
+use crate::{
+    engine::vm::folder::Base,
+    session::{SessionId, Spec},
+};
 
 /// What a machine has when its route says nothing, in bytes.
 const MEMORY: u64 = 512 << 20;
@@ -24,6 +27,10 @@ pub(super) struct Files {
     pub(super) kernel: Option<String>,
     pub(super) initrd: Option<String>,
     pub(super) disk: Option<String>,
+    /// What is written to instead of the disk.
+    pub(super) layer: Option<String>,
+    /// Which disk that is, when sessions share it.
+    pub(super) base: Option<Base>,
 }
 
 /// The calls before the boot, in their order.
@@ -44,9 +51,16 @@ pub(super) fn machine(spec: &Spec, files: &Files) -> Vec<(&'static str, Value)> 
     if let Some(disk) = &files.disk {
         let drive = json!({
             "drive_id": "disk", "path_on_host": disk, "is_root_device": true,
-            "is_read_only": false,
+            "is_read_only": files.layer.is_some(),
         });
         calls.push(("/drives/disk", drive));
+    }
+    if let Some(layer) = &files.layer {
+        let drive = json!({
+            "drive_id": "layer", "path_on_host": layer, "is_root_device": false,
+            "is_read_only": false,
+        });
+        calls.push(("/drives/layer", drive));
     }
     match &firecracker.tap {
         Some(tap) => {
@@ -81,11 +95,15 @@ pub(super) fn overrides(spec: &Spec) -> Option<Value> {
     Some(json!([{ "iface_id": INTERFACE, "host_dev_name": tap }]))
 }
 
-/// The same for equal machines, also after an update of Dormouse.
-pub(super) fn fingerprint(machine: &[(&'static str, Value)]) -> String {
+/// The same for equal machines, also after an update of Dormouse; another where the shared root is
+/// another file by now, as a memory holds some of what it read there.
+pub(super) fn fingerprint(machine: &[(&'static str, Value)], base: Option<&Base>) -> String {
     let mut digest = Sha256::new();
     for (path, body) in machine {
         digest.update(format!("{path} {body}\n"));
+    }
+    if let Some(base) = base {
+        digest.update(json!(base).to_string());
     }
     digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -96,7 +114,7 @@ mod tests {
     use crate::session::FirecrackerSpec;
 
     fn files() -> Files {
-        Files { kernel: Some("/k".into()), initrd: None, disk: Some("disk".into()) }
+        Files { kernel: Some("/k".into()), disk: Some("disk".into()), ..Files::default() }
     }
 
     fn with_tap() -> Spec {
@@ -128,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_is_another_has_another_fingerprint() {
-        let of = |spec: &Spec| fingerprint(&machine(spec, &files()));
+        let of = |spec: &Spec| fingerprint(&machine(spec, &files()), None);
         let one = of(&Spec::default());
         assert_eq!(one, of(&Spec::default()));
         assert_ne!(one, of(&Spec { memory: Some(1 << 30), ..Spec::default() }));

@@ -191,6 +191,11 @@ impl Folder {
         read(&self.file(RECORD))
     }
 
+    /// Whether there is a record, also one that nobody can read: what lies beside it is somebody's.
+    pub(in crate::engine) fn is_known(&self) -> bool {
+        self.has(RECORD)
+    }
+
     pub(in crate::engine) fn save(&self, record: &Record) -> io::Result<()> {
         self.write(RECORD, record)
     }
@@ -284,7 +289,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     }
 }
 
-fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+/// What is to be away, and is.
+pub(in crate::engine) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

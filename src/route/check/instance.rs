@@ -19,6 +19,10 @@ use crate::{
 };
 
 const CPUS_MAX: f64 = 4096.0;
+/// Less holds no file system worth the name.
+const LAYER_MIN: u64 = 1 << 20;
+/// Beyond what one host has; `mkfs.ext4` alone would write gigabytes.
+const LAYER_MAX: u64 = 64 << 40;
 
 impl Check<'_> {
     pub(super) fn instance(&mut self, table: InstanceTable) -> Spec {
@@ -113,7 +117,7 @@ impl Check<'_> {
     }
 
     fn firecracker(&mut self, spec: &FirecrackerSpec) {
-        let FirecrackerSpec { kernel, golden, tap, address, .. } = spec;
+        let FirecrackerSpec { kernel, disk, layer, golden, tap, address, .. } = spec;
         if kernel.is_none() && golden.is_none() {
             let wrong = "nothing says what the machine boots";
             self.found.value(&["instance", "firecracker"], wrong).hint =
@@ -122,6 +126,14 @@ impl Check<'_> {
         if tap.is_some() != address.is_some() {
             let wrong = "`tap` and `address` go together: the guest's address is behind the tap";
             self.found.value(&["instance", "firecracker"], wrong);
+        }
+        let path = ["instance", "firecracker", "layer"];
+        if layer.is_some() && disk.is_none() {
+            let wrong = "`layer` lies over `disk`, and there is none";
+            self.found.value(&path, wrong).hint = Some("set instance.firecracker.disk".into());
+        }
+        if layer.is_some_and(|size| !(LAYER_MIN..=LAYER_MAX).contains(&size)) {
+            self.found.value(&path, "`layer` is at least 1MiB and at most 64TiB");
         }
     }
 

@@ -11,13 +11,15 @@ pub struct FirecrackerSpec {
     pub initrd: Option<String>,
     /// Its command line.
     pub append: Option<String>,
-    /// The raw image that each session gets a copy of.
+    /// The raw image that each session gets a copy of, or with a layer the root that all read.
     pub disk: Option<String>,
+    /// The size of each session's own layer over that root, in bytes.
+    pub layer: Option<u64>,
     /// The network device of the host; without one the guest is reached by vsock alone.
     pub tap: Option<String>,
     /// The guest's address behind it.
     pub address: Option<String>,
-    /// A folder with the memory, the state and the disk that a first wake goes on from.
+    /// A folder with the memory, the state and the disk or layer that a first wake goes on from.
     pub golden: Option<String>,
     /// Whether the guest's kernel heeds VMGenID.
     pub vmgenid: bool,
@@ -32,6 +34,7 @@ impl Default for FirecrackerSpec {
             initrd: None,
             append: None,
             disk: None,
+            layer: None,
             tap: None,
             address: None,
             golden: None,

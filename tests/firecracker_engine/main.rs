@@ -7,11 +7,14 @@ mod bed;
 mod contract;
 mod layer;
 mod official;
+mod overlay;
 #[path = "../support/prism.rs"]
 mod prism;
 mod real;
 #[path = "../support/tmpfs.rs"]
 mod tmpfs;
+#[path = "../support/vm.rs"]
+mod vm;
 
 use std::{fs, os::unix::fs::MetadataExt as _, sync::Arc};
 

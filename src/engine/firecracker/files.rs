@@ -106,7 +106,7 @@ fn root(
     let Some(jail) = &config.jail else { return Ok((image.display().to_string(), base)) };
     let to = folder.file(BASE);
     let known = before.and_then(|record| record.base.as_ref()) == Some(&base);
-    let is_there = linked(image, &to, jail).map_err(io)? || (known && is_copy(&to, jail));
+    let is_there = linked(image, &to, jail).map_err(io)? || (known && is_copy(&to));
     if !is_there {
         copy(image, &to, Some(jail)).map_err(io)?;
     }
@@ -140,10 +140,9 @@ fn is_to_read(jail: &Jail, (uid, gid): (u32, u32), mode: u32) -> bool {
     uid != jail.uid && mode & 0o022 == 0 && mode & read != 0
 }
 
-/// Whether it is a copy of ours: its user's. An image that became its user's has a name elsewhere.
-fn is_copy(file: &Path, jail: &Jail) -> bool {
-    fs::symlink_metadata(file)
-        .is_ok_and(|is| is.is_file() && is.uid() == jail.uid && is.nlink() == 1)
+/// Whether it is a copy of ours: an image has a name elsewhere.
+fn is_copy(file: &Path) -> bool {
+    fs::symlink_metadata(file).is_ok_and(|is| is.is_file() && is.nlink() == 1)
 }
 
 /// What the jailer made for the life before: it would stumble over it.

@@ -10,11 +10,12 @@ use std::{
 
 use dormouse::{
     engine::{
-        Engine as _, InstanceState, Started,
+        Engine as _, EngineEvent, InstanceState, Started,
         firecracker::{Config, Firecracker, Jail},
     },
     session::{Address, Depth, FirecrackerSpec, Generation, SessionId, Spec},
 };
+use futures::{StreamExt as _, stream::BoxStream};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -29,10 +30,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A state folder, with a kernel and an image beside it.
 pub(crate) struct Bed {
     folder: TempDir,
-    jail: bool,
+    pub(crate) jail: bool,
     /// What formats a layer.
     pub(crate) mkfs: PathBuf,
     pub(crate) call_timeout: Duration,
+    pub(crate) clock_realtime: bool,
 }
 
 impl Bed {
@@ -46,6 +48,7 @@ impl Bed {
             jail: false,
             mkfs: "mkfs.ext4".into(),
             call_timeout: Duration::from_secs(20),
+            clock_realtime: false,
         }
     }
 
@@ -69,7 +72,7 @@ impl Bed {
             program: program.into(),
             jail: self.jail.then_some(jail),
             mkfs: self.mkfs.clone(),
-            clock_realtime: false,
+            clock_realtime: self.clock_realtime,
             state: self.path("s"),
             base: self.folder.path().to_owned(),
             call_timeout: self.call_timeout,
@@ -158,14 +161,17 @@ pub(crate) fn with_layer() -> Spec {
     Spec { firecracker, ..spec() }
 }
 
+/// Whose guest does what its command line says.
+pub(crate) fn told(append: &str) -> Spec {
+    let firecracker =
+        FirecrackerSpec { append: Some(append.to_owned()), ..with_disk().firecracker };
+    Spec { firecracker, ..spec() }
+}
+
 /// Whose guest ends by no request.
 pub(crate) fn stubborn() -> Spec {
-    let firecracker = FirecrackerSpec {
-        append: Some("stubborn".into()),
-        grace: Duration::from_millis(50),
-        ..spec().firecracker
-    };
-    Spec { firecracker, ..spec() }
+    let grace = Duration::from_millis(50);
+    Spec { firecracker: FirecrackerSpec { grace, ..told("stubborn").firecracker }, ..spec() }
 }
 
 /// What the guest answers, once it does.
@@ -181,7 +187,8 @@ pub(crate) async fn get(started: &Started, page: &str) -> String {
     }
 }
 
-async fn ask(path: &Path, page: &str) -> std::io::Result<String> {
+/// Its answer to one request.
+pub(crate) async fn ask(path: &Path, page: &str) -> std::io::Result<String> {
     let mut guest = UnixStream::connect(path).await?;
     let request = format!("GET /{page} HTTP/1.1\r\nhost: guest\r\nconnection: close\r\n\r\n");
     guest.write_all(request.as_bytes()).await?;
@@ -190,6 +197,12 @@ async fn ask(path: &Path, page: &str) -> std::io::Result<String> {
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
     let body = body.filter(|_| answer.starts_with("HTTP/1.1 200"));
     body.ok_or_else(|| std::io::Error::other(answer))
+}
+
+/// An event that must come.
+pub(crate) async fn next(events: &mut BoxStream<'static, EngineEvent>) -> EngineEvent {
+    let event = tokio::time::timeout(PATIENCE, events.next()).await;
+    event.expect("nobody was told").expect("events have no end")
 }
 
 /// Makes a golden folder of a machine that is suspended.

@@ -13,18 +13,21 @@ if (!api || fs.existsSync(api)) {
   process.exit(1);
 }
 
-let state = "Not started", config = {}, count = 0, told = null, guest = null;
+let state = "Not started", config = {}, count = 0, told = null, guest = null, links = 0;
 const said = (path, body) => fs.appendFileSync("requests", JSON.stringify([path, body]) + "\n");
 
 class Refusal extends Error {}
 const refuse = (why) => { throw new Refusal(why); };
 
-// What the guest is: it listens on the port that its kernel's command line names, 8080 if none.
+// What the guest is: it listens on the port that its kernel's command line names, 8080 if none; `word`
+// is said instead of OK, `note` is a file that it writes when it is asked to end.
 function boot() {
   const append = config["/boot-source"].boot_args || "";
   guest = {
     port: Number((append.match(/port=(\d+)/) || [0, 8080])[1]),
     stubborn: /stubborn/.test(append),
+    word: (append.match(/word=(\S+)/) || [0, "OK_1073741824"])[1].replace("_", " "),
+    note: (append.match(/note=(\S+)/) || [])[1],
     env: append,
   };
 }
@@ -32,6 +35,8 @@ function boot() {
 const served = http.createServer((request, response) => {
   const answers = {
     "/count": () => String(++count),
+    "/env": () => Object.keys(process.env).sort().join(" "),
+    "/links": () => String(links),
     "/told": () => JSON.stringify(told),
     "/disk": () => {
       // In the first bytes, where ext4 has nothing.
@@ -68,7 +73,8 @@ function openVsock() {
       // While it is paused nobody answers.
       if (state === "Paused") return;
       if (Number(port) !== guest.port) return socket.destroy();
-      socket.write("OK 1073741824\n");
+      if (!guest.word.startsWith("OK 10")) said("said", guest.word);
+      socket.write(`${guest.word}\n`);
       const rest = Buffer.from(head.slice(end + 1), "latin1");
       if (rest.length) socket.unshift(rest);
       served.emit("connection", socket);
@@ -87,6 +93,8 @@ function setUp(path, body) {
   if (state !== "Not started") refuse("The requested operation is not supported after starting the microVM.");
   const file = body.kernel_image_path || body.path_on_host;
   if (file && !fs.existsSync(file)) refuse(`cannot open ${file}: No such file or directory`);
+  const isRoot = ([name, { is_root_device }]) => is_root_device && name !== path;
+  if (body.is_root_device && Object.entries(config).some(isRoot)) refuse("A root block device already exists!");
   if (path === "/boot-source" && !body.kernel_image_path) refuse("no kernel");
   config[path] = body;
 }
@@ -101,7 +109,10 @@ const actions = {
   },
   SendCtrlAltDel() {
     if (state === "Not started") refuse("not started");
-    if (!guest.stubborn) setImmediate(() => process.exit(0));
+    // While it is paused nobody sees a key.
+    if (guest.stubborn || state !== "Running") return;
+    if (guest.note) fs.appendFileSync(guest.note, `keys${fs.readdirSync(".").filter((name) => name.endsWith(".part"))}\n`);
+    setImmediate(() => process.exit(0));
   },
 };
 
@@ -109,7 +120,9 @@ function create({ snapshot_type, snapshot_path, mem_file_path }) {
   if (state !== "Paused") refuse("save/restore unavailable while running");
   if (snapshot_type !== "Full") refuse("not that kind");
   fs.writeFileSync(mem_file_path, JSON.stringify({ count }));
-  fs.truncateSync(mem_file_path, config["/machine-config"].mem_size_mib * 1024 * 1024);
+  const size = config["/machine-config"].mem_size_mib * 1024 * 1024;
+  fs.truncateSync(mem_file_path, /short/.test(guest.env) ? size - 1 : size);
+  if (/full/.test(guest.env)) refuse("No space left on device");
   fs.writeFileSync(snapshot_path, JSON.stringify({ config, crc: "ok" }));
 }
 
@@ -118,6 +131,7 @@ function load({ snapshot_path, mem_backend, resume_vm, network_overrides }) {
   try {
     ({ config } = JSON.parse(fs.readFileSync(snapshot_path, "utf8")));
     const memory = Buffer.alloc(256);
+    links = fs.statSync(mem_backend.backend_path).nlink;
     fs.readSync(fs.openSync(mem_backend.backend_path, "r"), memory);
     ({ count } = JSON.parse(memory.toString().replace(/\0.*$/s, "")));
     for (const { iface_id, host_dev_name } of network_overrides || []) {

@@ -20,6 +20,7 @@ shift
 [[ $id =~ ^[a-zA-Z0-9-]{1,64}$ ]] || fail "Invalid instance ID: $id"
 [[ $base = /* && $program = /* ]] || fail "relative paths"
 for limit in "${limits[@]}"; do [[ $limit =~ ^(memory|pids)\.max=[0-9]+$ ]] || fail "Invalid cgroup: $limit"; done
+echo "${limits[*]}" >"$base/limits"
 root=$base/$(basename "$program")/$id/root
 mkdir -p "$root"
 # The real one stumbles over what a life before left there.

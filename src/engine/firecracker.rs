@@ -13,7 +13,6 @@ mod template;
 
 use std::{
     fmt, io,
-    net::SocketAddr,
     os::unix::net::UnixListener as StdListener,
     path::PathBuf,
     sync::{
@@ -263,7 +262,7 @@ impl Shared {
             memory: template::memory(spec),
             fingerprint: template::fingerprint(&calls, files.base.as_ref()),
             port: spec.port.unwrap_or(PORT),
-            address: address(spec)?,
+            address: vm::address(spec.firecracker.address.as_deref(), spec.port.unwrap_or(PORT))?,
             paused: false,
             base: files.base,
             grace_ms: u64::try_from(spec.firecracker.grace.as_millis()).unwrap_or(u64::MAX),
@@ -554,12 +553,4 @@ fn started(folder: &Folder, record: &Record) -> Started {
         None => Address::Unix(upstream(folder, record).to_string_lossy().into()),
     };
     Started { address, life: record.life() }
-}
-
-/// With a tap the guest has an address of its own.
-fn address(spec: &Spec) -> Result<Option<SocketAddr>, Error> {
-    let Some(address) = &spec.firecracker.address else { return Ok(None) };
-    let wrong = |_| Error::Invalid(format!("`{address}` is no address of a guest"));
-    let ip = address.parse().map_err(wrong)?;
-    Ok(Some(SocketAddr::new(ip, spec.port.unwrap_or(PORT))))
 }

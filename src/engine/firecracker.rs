@@ -244,6 +244,8 @@ impl Shared {
                     .into(),
             ));
         }
+        let port = spec.port.unwrap_or(PORT);
+        let address = vm::address(spec.firecracker.address.as_deref(), port)?;
         let before = folder.record().map_err(io)?;
         folder.create().map_err(io)?;
         let is_new = !folder.is_known();
@@ -261,8 +263,8 @@ impl Shared {
             life: new_life(),
             memory: template::memory(spec),
             fingerprint: template::fingerprint(&calls, files.base.as_ref()),
-            port: spec.port.unwrap_or(PORT),
-            address: vm::address(spec.firecracker.address.as_deref(), spec.port.unwrap_or(PORT))?,
+            port,
+            address,
             paused: false,
             base: files.base,
             grace_ms: u64::try_from(spec.firecracker.grace.as_millis()).unwrap_or(u64::MAX),

@@ -236,6 +236,15 @@ async fn what_cannot_be_started_is_said_and_leaves_no_process() {
     };
     let error = engine.start(&alice, &nowhere, G1).await.unwrap_err();
     assert!(matches!(&error, Error::Missing(text) if text.contains("nowhere")), "{error:?}");
+    let firecracker = FirecrackerSpec {
+        tap: Some("tap-alice".into()),
+        address: Some("alice".into()),
+        ..spec().firecracker
+    };
+    let lost = Spec { firecracker, ..spec() };
+    let error = engine.start(&alice, &lost, G1).await.unwrap_err();
+    assert!(matches!(&error, Error::Invalid(text) if text.contains("alice")), "{error:?}");
+    assert_eq!(fs::read_dir(bed.path("s/fc")).unwrap().count(), 0, "nothing is left");
     let none = bed.engine_of("no-such-firecracker");
     let error = none.start(&alice, &spec(), G1).await.unwrap_err();
     assert!(matches!(&error, Error::Missing(text) if text.contains("no-such")), "{error:?}");

@@ -16,7 +16,7 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/engines/firecracke
 const INITRD: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
-mkdir /root
+mkdir -p /root
 mount -t devtmpfs dev /dev
 modules='virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk overlay'
 for module in $modules; do insmod /modules/$module.ko; done

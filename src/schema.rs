@@ -1,5 +1,5 @@
 //! JSON Schemas of our two kinds of file, made from the types that read them, so that editors can
-//! complete and validate. Committed under `schema/`; `tests/config.rs` fails when they are stale.
+//! complete and validate. Committed under `schema/`; `tests/config` fails when they are stale.
 
 mod reference;
 

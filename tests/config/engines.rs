@@ -1,0 +1,440 @@
+//! `[engines.NAME]` of each kind, and what a route may ask of it.
+
+use std::{path::Path, time::Duration};
+
+use dormouse::{
+    config::{
+        CommandConfig, Config, DockerConfig, DockerEndpoint, DockerTls, EngineConfig,
+        FirecrackerConfig, FlyConfig, FlyPublic, JailConfig, KubernetesConfig, QemuConfig,
+    },
+    route::Route,
+    session::Depth,
+};
+
+use super::{errors, parse};
+
+/// What is first said of a route on this file's engine; nothing of one that is right.
+fn said_of_route(config: &Config, engine: &str, more: &str) -> String {
+    let text = format!("host = \"{{s}}.b\"\nengine = \"{engine}\"\n{more}\n");
+    let parsed = Route::parse("a", Path::new("a.toml"), &text, &config.engine_kinds());
+    parsed.map_err(|errors| errors[0].to_string()).err().unwrap_or_default()
+}
+
+pub(crate) fn docker(config: &Config, name: &str) -> DockerConfig {
+    match &config.engines[name] {
+        EngineConfig::Docker(docker) => docker.clone(),
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+#[test]
+fn every_form_of_a_docker_endpoint() {
+    let tls = "tls_ca = \"ca.pem\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\n";
+    let endpoint = |text: &str, more: &str| {
+        let text = format!("[engines.d]\nkind = \"docker\"\nendpoint = \"{text}\"\n{more}");
+        parse(&text).map(|config| docker(&config, "d").endpoint)
+    };
+    let pem = |name: &str| Path::new("/etc/dormouse").join(name);
+    let with_tls = DockerTls { ca: pem("ca.pem"), cert: pem("cert.pem"), key: pem("key.pem") };
+    let tcp = |tls| DockerEndpoint::Tcp { address: "10.0.0.5:2376".into(), tls };
+    assert_eq!(
+        endpoint("unix:///run/d.sock", "").unwrap(),
+        DockerEndpoint::Unix("/run/d.sock".into())
+    );
+    assert_eq!(endpoint("tcp://10.0.0.5:2376", "").unwrap(), tcp(None));
+    assert_eq!(endpoint("tcp://10.0.0.5:2376", tls).unwrap(), tcp(Some(with_tls.clone())));
+    assert_eq!(endpoint("https://10.0.0.5:2376/", tls).unwrap(), tcp(Some(with_tls)));
+    let ssh = "ssh://me@build:2222";
+    assert_eq!(endpoint(ssh, "").unwrap(), DockerEndpoint::Ssh(ssh.into()));
+    for (text, more) in [
+        ("https://10.0.0.5:2376", ""),
+        ("unix:///run/d.sock", tls),
+        ("tcp://10.0.0.5", ""),
+        ("tcp://", ""),
+        ("npipe:////./pipe/docker", ""),
+        ("/var/run/docker.sock", ""),
+        ("tcp://10.0.0.5:2376", "tls_ca = \"ca.pem\""),
+    ] {
+        endpoint(text, more).expect_err(text);
+    }
+}
+
+#[test]
+fn docker_host_is_used_where_no_endpoint_is_given() {
+    let environment = |name: &str| match name {
+        "DOCKER_HOST" => Some("tcp://10.0.0.5:2376".to_owned()),
+        "DOCKER_TLS_VERIFY" => Some("1".to_owned()),
+        "DOCKER_CERT_PATH" => Some("/certs".to_owned()),
+        _ => None,
+    };
+    let text = "[engines.a]\nkind = \"docker\"\n\
+                [engines.b]\nkind = \"docker\"\nendpoint = \"unix:///b\"";
+    let config = Config::parse(Path::new("/dormouse.toml"), text, environment).unwrap();
+    let tls = DockerTls {
+        ca: "/certs/ca.pem".into(),
+        cert: "/certs/cert.pem".into(),
+        key: "/certs/key.pem".into(),
+    };
+    let expected = DockerEndpoint::Tcp { address: "10.0.0.5:2376".into(), tls: Some(tls) };
+    assert_eq!(docker(&config, "a").endpoint, expected);
+    assert_eq!(docker(&config, "b").endpoint, DockerEndpoint::Unix("/b".into()));
+}
+
+#[test]
+fn a_program_is_an_engine() {
+    let text = r#"
+[engines.lan]
+kind = "command"
+[engines.lan.command]
+run = ["./wake.sh", "x"]
+[engines.full]
+kind = "command"
+owner = "edge-2"
+call_timeout = "5s"
+[engines.full.command]
+run = ["qm"]
+depths = ["removed", "paused", "stopped"]
+environment = ["SSH_AUTH_SOCK"]
+at_once = 2
+poll = "1m"
+"#;
+    let expected = CommandConfig {
+        run: vec!["./wake.sh".into(), "x".into()],
+        depths: &[Depth::Stopped],
+        environment: Vec::new(),
+        call_timeout: Duration::from_secs(60),
+        at_once: 8,
+        poll: Duration::from_secs(10),
+        owner: "dormouse".into(),
+    };
+    let full = CommandConfig {
+        run: vec!["qm".into()],
+        depths: &[Depth::Paused, Depth::Stopped, Depth::Removed],
+        environment: vec!["SSH_AUTH_SOCK".into()],
+        call_timeout: Duration::from_secs(5),
+        at_once: 2,
+        poll: Duration::from_secs(60),
+        owner: "edge-2".into(),
+    };
+    let config = parse(text).unwrap();
+    assert_eq!(config.engines["lan"], EngineConfig::Command(expected));
+    assert_eq!(config.engines["full"], EngineConfig::Command(full));
+
+    let route = |to: &str| {
+        let ladder = format!("idle.sleep = [{{ after = \"1m\", to = \"{to}\" }}]");
+        said_of_route(&config, "lan", &ladder)
+    };
+    assert_eq!(route("stopped"), "");
+    let error = route("paused");
+    assert!(error.contains("an engine of kind command has no `paused`"), "{error}");
+}
+
+#[test]
+fn a_fly_app_is_an_engine() {
+    let text = r#"
+[engines.fly]
+kind = "fly"
+[engines.fly.fly]
+app = "desks"
+token_file = "secrets/fly"
+"#;
+    let expected = FlyConfig {
+        endpoint: "https://api.machines.dev/v1".into(),
+        app: "desks".into(),
+        token_file: Some("/etc/dormouse/secrets/fly".into()),
+        region: None,
+        public: None,
+        owner: "dormouse".into(),
+        call_timeout: Duration::from_secs(60),
+        poll: Duration::from_secs(10),
+    };
+    let config = parse(text).unwrap();
+    assert_eq!(config.engines["fly"], EngineConfig::Fly(expected));
+    let error = said_of_route(&config, "fly", "");
+    assert!(error.contains("a machine of Fly needs an image"), "{error}");
+
+    let text = r#"
+[engines.a]
+kind = "fly"
+[engines.b]
+kind = "fly"
+[engines.b.fly]
+app = "Desks"
+endpoint = "http://api.machines.dev/v1"
+poll = "2h"
+token = "x"
+[engines.c]
+kind = "process"
+fly.app = "x"
+"#;
+    let expected = ["dormouse.toml:10:1: unknown key `token`; known: `app`, `token_file`, \
+         `endpoint`, `region`, `public`, `poll`"];
+    assert_eq!(errors(text), expected);
+    let expected = [
+        "dormouse.toml:2:1: nothing says which app; set app under [engines.a.fly]",
+        "dormouse.toml:7:7: no name of an app",
+        "dormouse.toml:8:12: the token needs https://, or http://_api.internal inside 6PN",
+        "dormouse.toml:9:8: `poll` goes from \"1s\" to \"1h\"",
+        "dormouse.toml:12:1: `fly` is for kind = \"fly\" only",
+    ];
+    assert_eq!(errors(&text.replace("token = \"x\"\n", "")), expected);
+}
+
+#[test]
+fn a_fly_app_may_be_reached_by_its_public_name() {
+    let with = |url: &str| {
+        format!("[engines.f]\nkind = \"fly\"\n[engines.f.fly]\napp = \"x\"\npublic = \"{url}\"")
+    };
+    let public = |url: &str| match &parse(&with(url)).unwrap().engines["f"] {
+        EngineConfig::Fly(fly) => fly.public.clone().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let of = |tls, host: &str, port| FlyPublic { tls, host: host.into(), port };
+    assert_eq!(public("https://desks.fly.dev"), of(true, "desks.fly.dev", 443));
+    assert_eq!(public("https://Desks.example.com:8443/"), of(true, "desks.example.com", 8443));
+    assert_eq!(public("http://127.0.0.1:81"), of(false, "127.0.0.1", 81));
+    for url in [
+        "desks.fly.dev",
+        "http://desks.fly.dev",
+        "https://",
+        "https://a/b",
+        "https://a:b",
+        "ftp://a",
+    ] {
+        let wrong = errors(&with(url));
+        assert!(wrong[0].contains("no public name, expected one such as"), "{url}: {wrong:?}");
+    }
+}
+
+#[test]
+fn a_route_of_fly_has_one_volume_a_session() {
+    let config =
+        parse("[engines.fly]\nkind = \"fly\"\nfly.app = \"x\"\nfly.token_file = \"t\"").unwrap();
+    let route = |instance: &str| {
+        said_of_route(&config, "fly", &format!("[instance]\nimage = \"x\"\n{instance}"))
+    };
+    assert_eq!(route("volumes = [\"home-{s}:/home\"]\nfly.volume_size = \"3GiB\""), "");
+    for (instance, said) in [
+        ("volumes = [\"a-{s}:/a\", \"b-{s}:/b\"]", "a machine of Fly has one volume, no more"),
+        ("volumes = [\"/srv:/srv\"]", "has no folder of its host: name a volume"),
+        ("volumes = [\"home-{s}:/home:ro\"]", "a volume of Fly is always writable"),
+        ("volumes = [\"home:/home\"]", "put a capture in its name"),
+    ] {
+        let error = route(instance);
+        assert!(error.contains(said), "{instance}: {error}");
+    }
+}
+
+#[test]
+fn virtual_machines_are_an_engine() {
+    let arch = std::env::consts::ARCH;
+    let text = r#"
+[engines.plain]
+kind = "qemu"
+[engines.set]
+kind = "qemu"
+call_timeout = "5s"
+[engines.set.qemu]
+program = "/opt/qemu/bin/qemu"
+image_program = "/opt/qemu/bin/img"
+kvm = false
+"#;
+    let config = parse(text).unwrap();
+    let plain = QemuConfig {
+        program: format!("qemu-system-{arch}").into(),
+        image_program: "qemu-img".into(),
+        kvm: None,
+        call_timeout: Duration::from_secs(60),
+    };
+    let set = QemuConfig {
+        program: "/opt/qemu/bin/qemu".into(),
+        image_program: "/opt/qemu/bin/img".into(),
+        kvm: Some(false),
+        call_timeout: Duration::from_secs(5),
+    };
+    assert_eq!(config.engines["plain"], EngineConfig::Qemu(plain));
+    assert_eq!(config.engines["set"], EngineConfig::Qemu(set));
+
+    let route = |more: &str| said_of_route(&config, "plain", more);
+    let boots = "instance.qemu.kernel = \"vmlinuz\"";
+    assert_eq!(route(&format!("{boots}\ninstance.isolation = \"vm\"\nready.probe = \"http\"")), "");
+    let error = route(boots);
+    assert!(error.contains("the way in is open before the guest listens"), "{error}");
+    let error = route("ready.probe = \"http\"");
+    assert!(error.contains("nothing says what the machine boots"), "{error}");
+}
+
+#[test]
+fn micro_vms_are_an_engine() {
+    let text = r#"
+[engines.plain]
+kind = "firecracker"
+[engines.jailed]
+kind = "firecracker"
+call_timeout = "5s"
+[engines.jailed.firecracker]
+program = "/opt/firecracker"
+clock_realtime = true
+[engines.jailed.firecracker.jailer]
+uid = 4000
+gid = 4001
+"#;
+    let config = parse(text).unwrap();
+    let plain = FirecrackerConfig {
+        program: "firecracker".into(),
+        jail: None,
+        clock_realtime: false,
+        call_timeout: Duration::from_secs(60),
+    };
+    let jailed = FirecrackerConfig {
+        program: "/opt/firecracker".into(),
+        jail: Some(JailConfig { program: "jailer".into(), uid: 4000, gid: 4001 }),
+        clock_realtime: true,
+        call_timeout: Duration::from_secs(5),
+    };
+    assert_eq!(config.engines["plain"], EngineConfig::Firecracker(plain));
+    assert_eq!(config.engines["jailed"], EngineConfig::Firecracker(jailed));
+    let wrong = errors(&text.replace("uid = 4000", "uid = 0").replace("/opt/fire", "fire"));
+    assert!(wrong[0].contains("`program` is an absolute path"), "{wrong:?}");
+    assert!(wrong[1].contains("a jail of root is none"), "{wrong:?}");
+
+    let route =
+        |more: &str| said_of_route(&config, "plain", &format!("ready.probe = \"http\"\n{more}"));
+    assert_eq!(route("[instance.firecracker]\nkernel = \"k\"\n[instance]\nisolation = \"vm\""), "");
+    assert_eq!(route("[instance.firecracker]\ngolden = \"g-{s}\""), "");
+    let error = route("");
+    assert!(error.contains("nothing says what the machine boots"), "{error}");
+    let error = route("[instance.firecracker]\nkernel = \"k\"\ntap = \"t-{s}\"");
+    assert!(error.contains("`tap` and `address` go together"), "{error}");
+    let layered = |more: &str| route(&format!("[instance.firecracker]\nkernel = \"k\"\n{more}"));
+    for fits in ["1MiB", "64TiB"] {
+        assert_eq!(layered(&format!("disk = \"d\"\nlayer = \"{fits}\"")), "");
+    }
+    let error = layered("layer = \"8GiB\"");
+    assert!(error.contains("a.toml:6:9: `layer` lies over `disk`, and there is none"), "{error}");
+    for beyond in ["1023KiB", "65TiB"] {
+        let error = layered(&format!("disk = \"d\"\nlayer = \"{beyond}\""));
+        assert!(error.contains("at least 1MiB and at most 64TiB"), "{error}");
+    }
+}
+
+#[test]
+fn a_cluster_is_an_engine() {
+    let text = r#"
+[engines.near]
+kind = "kubernetes"
+[engines.far]
+kind = "kubernetes"
+owner = "edge-2"
+call_timeout = "5s"
+[engines.far.kubernetes]
+kubeconfig = "far.yaml"
+context = "prod"
+namespace = "sessions"
+start_timeout = "4m"
+"#;
+    let near = KubernetesConfig {
+        kubeconfig: None,
+        context: None,
+        namespace: None,
+        owner: "dormouse".into(),
+        call_timeout: Duration::from_secs(60),
+        start_timeout: Duration::from_secs(120),
+    };
+    let far = KubernetesConfig {
+        kubeconfig: Some("/etc/dormouse/far.yaml".into()),
+        context: Some("prod".into()),
+        namespace: Some("sessions".into()),
+        owner: "edge-2".into(),
+        call_timeout: Duration::from_secs(5),
+        start_timeout: Duration::from_secs(240),
+    };
+    let config = parse(text).unwrap();
+    assert_eq!(config.engines["near"], EngineConfig::Kubernetes(near));
+    assert_eq!(config.engines["far"], EngineConfig::Kubernetes(far));
+
+    let route = |instance: &str| said_of_route(&config, "near", &format!("[instance]\n{instance}"));
+    assert_eq!(route("image = \"x\"\nvolumes = [\"home:/home\"]"), "");
+    assert_eq!(route("kubernetes.scale = \"statefulset/db\""), "");
+    let told = |instance: &str, wanted: &str| {
+        let error = route(instance);
+        assert!(error.contains(wanted), "{error}");
+    };
+    told("port = 1", "nothing says what the Pod runs");
+    told("kubernetes.scale = \"pod/x\"", "expected `deployment/NAME` or `statefulset/NAME`");
+    let unknown = "isolation = \"container\"\nkubernetes.scale = \"deployment/x\"";
+    told(unknown, "how a workload that exists was made is not known here");
+    told("image = \"x\"\nvolumes = [\"/srv:/srv\"]", "a Pod gets no folder of its node");
+    told("image = \"x\"\nkubernetes.user = \"root\"", "expected `UID` or `UID:GID`");
+    told("image = \"x\"\nkubernetes.tmpfs = [\"tmp\"]", "`tmp` is no absolute path");
+}
+
+#[test]
+fn a_virtual_machine_behind_a_tap_has_an_address_there() {
+    let config = parse("[engines.vm]\nkind = \"qemu\"").unwrap();
+    let route = |qemu: &str| {
+        said_of_route(
+            &config,
+            "vm",
+            &format!("ready.probe = \"http\"\n[instance.qemu]\nkernel = \"k\"\n{qemu}"),
+        )
+    };
+    let behind = "tap = \"t-{s}\"\naddress = \"10.0.0.2\"\n";
+    assert_eq!(route(behind), "");
+    assert!(route("tap = \"t\"").contains("`tap` and `address` go together"));
+    let both = format!("{behind}outbound = true");
+    assert!(route(&both).contains("it is your network that says what the guest reaches"));
+}
+
+#[test]
+fn what_is_wrong_with_a_cluster_is_told() {
+    let text = r#"
+[engines.a]
+kind = "kubernetes"
+owner = "-x"
+[engines.a.kubernetes]
+start_timeout = "5m"
+[engines.b]
+kind = "docker"
+kubernetes = {}
+"#;
+    let expected = [
+        "dormouse.toml:4:9: a label's value begins and ends with a letter or digit",
+        "dormouse.toml:6:17: `start_timeout` is more than nothing and at most \"280s\"",
+        "dormouse.toml:9:1: `kubernetes` is for kind = \"kubernetes\" only",
+    ];
+    assert_eq!(errors(text), expected);
+}
+
+#[test]
+fn what_is_wrong_with_a_program_is_told() {
+    let text = r#"
+[engines.a]
+kind = "command"
+endpoint = "unix:///x"
+[engines.b]
+kind = "command"
+[engines.b.command]
+run = []
+depths = ["paused"]
+environment = ["A=b"]
+at_once = 0
+poll = "10ms"
+[engines.c]
+kind = "docker"
+command.run = ["x"]
+"#;
+    let expected = [
+        "dormouse.toml:2:1: nothing says which program to run; for example, under \
+         [engines.a.command]: run = [\"./engines/wake-on-lan.sh\"]",
+        "dormouse.toml:4:1: `endpoint` is for kind = \"docker\" only",
+        "dormouse.toml:8:7: nothing says which program to run; for example, under \
+         [engines.b.command]: run = [\"./engines/wake-on-lan.sh\"]",
+        "dormouse.toml:9:10: `depths` needs \"stopped\"",
+        "dormouse.toml:10:16: no name of an environment variable",
+        "dormouse.toml:11:11: `at_once` goes from 1 to 1024",
+        "dormouse.toml:12:8: `poll` goes from \"1s\" to \"1h\"",
+        "dormouse.toml:15:1: `command` is for kind = \"command\" only",
+    ];
+    assert_eq!(errors(text), expected);
+}

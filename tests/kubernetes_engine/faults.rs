@@ -21,6 +21,11 @@ use dormouse::{
     session::{Depth, SessionId, Spec},
 };
 use http_body_util::BodyExt as _;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -37,6 +42,8 @@ enum Fault {
     CutBefore,
     /// The server did it, and its answer breaks off.
     CutBehind,
+    /// Once, and before it is asked, another session takes the Deployment and wakes it.
+    Taken,
 }
 
 const FAULTS: [Fault; 6] = [
@@ -48,6 +55,9 @@ const FAULTS: [Fault; 6] = [
     Fault::CutBehind,
 ];
 
+/// Who takes what another is about to.
+const OTHER: &str = "other.test";
+
 /// What becomes of which call: its method, and what its path and query hold.
 type Spoilt = Option<(&'static str, &'static str, Fault)>;
 
@@ -55,12 +65,24 @@ type Spoilt = Option<(&'static str, &'static str, Fault)>;
 #[derive(Clone)]
 struct Spoiler {
     server: kube::Client,
+    admin: kube::Client,
+    namespace: String,
     spoilt: Arc<Mutex<Spoilt>>,
 }
 
 impl Spoiler {
     fn spoil(&self, spoilt: Spoilt) {
         *self.spoilt.lock().unwrap() = spoilt;
+    }
+
+    async fn take(&self) {
+        let api: Api<Deployment> = Api::namespaced(self.admin.clone(), &self.namespace);
+        let marks = json!({"labels": {"dormouse.owner": "tests"},
+            "annotations": {"dormouse.session": OTHER}});
+        let patch = Patch::Merge(json!({"metadata": marks}));
+        api.patch("desk", &PatchParams::default(), &patch).await.unwrap();
+        let scale = Patch::Merge(json!({"spec": {"replicas": 1}}));
+        api.patch_scale("desk", &PatchParams::default(), &scale).await.unwrap();
     }
 
     fn of(&self, request: &Request) -> Option<Fault> {
@@ -90,12 +112,16 @@ async fn answer(State(spoiler): State<Spoiler>, request: Request) -> Response {
         }
         Some(Fault::Silence) => std::future::pending().await,
         Some(Fault::CutBefore) => return cut(),
+        Some(Fault::Taken) => {
+            spoiler.spoil(None);
+            spoiler.take().await;
+        }
         Some(Fault::CutBehind) | None => {}
     }
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes().to_vec();
     let answer = spoiler.server.send(Request::from_parts(head, body.into())).await.unwrap();
-    if fault.is_none() {
+    if fault != Some(Fault::CutBehind) {
         return answer.map(Body::new);
     }
     // Only now has the server done all of it.
@@ -116,7 +142,9 @@ impl Bed {
     async fn new(namespace: &str) -> Self {
         let bench = Bench::new(namespace).await.with_scale().await;
         let server = bench.cluster.client("edge").await;
-        let spoiler = Spoiler { server, spoilt: Arc::default() };
+        let admin = bench.cluster.client("admin").await;
+        let spoilt = Arc::default();
+        let spoiler = Spoiler { server, admin, namespace: namespace.to_owned(), spoilt };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let app = axum::Router::new().fallback(answer).with_state(spoiler.clone());
@@ -211,6 +239,7 @@ fn told(error: &Error, fault: Fault) -> bool {
     let says_it = match fault {
         Fault::Answer(_) => error.to_string().contains("as told"),
         Fault::Silence => matches!(error, Error::Timeout { .. } | Error::Conflict(_)),
+        Fault::Taken => error.to_string().contains(OTHER),
         Fault::CutBefore | Fault::CutBehind => matches!(error, Error::Unreachable(_)),
     };
     // All of it passes by itself.
@@ -241,4 +270,21 @@ async fn a_workload_of_which_one_call_fails_is_scaled_by_the_next() {
     let calls = [get, mark, scale];
     bed.a_start_is_made_good(&host, &spec, &calls).await;
     bed.a_sleep_is_made_good(&host, &spec, &calls).await;
+}
+
+/// Each change is bound to what was read: who was slower takes nothing from who was faster.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_that_another_takes_in_between_stays_the_others() {
+    let bed = Bed::new("faults-taken").await;
+    bed.bench.make("deployment/desk", "desk", &serving()).await;
+    let (alice, other) = (session("alice.test"), session(OTHER));
+    let (spec, engine) = (scaled("deployment/desk"), &bed.bench.engine);
+    for (method, within) in [("PATCH", "/desk"), ("PUT", "/scale")] {
+        bed.spoiler.spoil(Some((method, within, Fault::Taken)));
+        let refused = bed.spoilt.start(&alice, &spec, G1).await.unwrap_err();
+        assert!(told(&refused, Fault::Taken), "{method}: {refused:?}");
+        let theirs = engine.start(&other, &spec, G1).await.unwrap();
+        assert_eq!(bed.listed().await.len(), 1, "{method}");
+        engine.sleep(&other, &spec, Some(&theirs.life), Depth::Removed).await.unwrap();
+    }
 }

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::{
     bench::{Bench, G1, G2, eventually, session},
-    cluster::PATIENCE,
+    cluster::{PATIENCE, controllers::FROZEN},
     contract::{self, answers, refuses},
 };
 
@@ -89,6 +89,13 @@ impl Bench<'_> {
         api.patch_scale(name, &PatchParams::default(), &patch).await.unwrap();
     }
 
+    async fn annotate(&self, workload: &str, key: &str, value: Option<&str>) {
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {key: value}}}));
+        let name = workload.split_once('/').unwrap().1;
+        let api = self.workloads(workload).await;
+        api.patch(name, &PatchParams::default(), &patch).await.unwrap();
+    }
+
     async fn state(&self, host: &SessionId, spec: &Spec) -> Option<Instance> {
         self.engine.inspect(host, spec).await.unwrap()
     }
@@ -137,6 +144,18 @@ impl Bench<'_> {
             scaled(&workload)
         }
     }
+}
+
+/// Another engine of the same edge, with no patience.
+fn hasty(bench: &Bench<'_>) -> Kubernetes {
+    Kubernetes::new(Config {
+        kubeconfig: Some(bench.cluster.kubeconfig()),
+        context: Some("edge".to_owned()),
+        namespace: Some(bench.namespace.clone()),
+        owner: "tests".to_owned(),
+        call_timeout: Duration::from_secs(3),
+        start_timeout: Duration::from_secs(2),
+    })
 }
 
 async fn bench(namespace: &str) -> Bench<'static> {
@@ -227,14 +246,7 @@ async fn what_cannot_be_scaled_says_why() {
     bench.sleep(&host, &scaled("deployment/crashing"), None, Depth::Stopped).await;
 
     bench.make("deployment/refused", "refused", &of_image("refused")).await;
-    let hasty = Kubernetes::new(Config {
-        kubeconfig: Some(bench.cluster.kubeconfig()),
-        context: Some("edge".to_owned()),
-        namespace: Some(bench.namespace.clone()),
-        owner: "tests".to_owned(),
-        start_timeout: Duration::from_secs(2),
-        ..Config::default()
-    });
+    let hasty = hasty(&bench);
     let refused = hasty.start(&host, &scaled("deployment/refused"), G1).await.unwrap_err();
     assert!(refused.to_string().contains("exceeded quota"), "{refused:?}");
     assert!(refused.is_retryable());
@@ -286,7 +298,13 @@ async fn what_somebody_scaled_higher_stays_so_until_it_sleeps() {
     let started = bench.start(&host, &spec, G1).await;
     answers(&started.address).await;
     assert_eq!(bench.replicas("deployment/desk").await, 3);
-    assert_eq!(bench.start(&host, &spec, G2).await, started, "the oldest of them, each time");
+    let pods = bench.pods().await.list(&Default::default()).await.unwrap().items;
+    let oldest = pods.iter().min_by_key(|pod| {
+        let status = pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap();
+        status[0].state.clone().unwrap().running.unwrap().started_at.unwrap()
+    });
+    assert_eq!(bench.pod_of(&started).await.unwrap().uid(), oldest.unwrap().uid());
+    assert_eq!(bench.start(&host, &spec, G2).await, started, "the same each time");
     bench.sleep(&host, &spec, Some(&started.life), Depth::Stopped).await;
     assert_eq!(bench.replicas("deployment/desk").await, 0);
     assert_eq!(bench.pods().await.list(&Default::default()).await.unwrap().items, []);
@@ -353,6 +371,57 @@ async fn an_awake_workload_is_one_sessions_and_an_asleep_one_anybodys() {
     bench.sleep(&a, &spec, Some(&started.life), Depth::Removed).await;
     answers(&theirs.address).await;
     bench.sleep(&b, &spec, Some(&theirs.life), Depth::Removed).await;
+}
+
+/// Before its controller has seen that none is wanted, it may still be about to make one.
+#[tokio::test]
+async fn a_workload_sleeps_when_its_controller_knows() {
+    let bench = bench("scale-frozen").await;
+    let (host, spec) = (session("frozen.example"), scaled("deployment/desk"));
+    bench.make("deployment/desk", "desk", &serving()).await;
+    bench.annotate("deployment/desk", FROZEN, Some("yes")).await;
+    let wait = Duration::from_secs(2);
+    let start = tokio::time::timeout(wait, bench.engine.start(&host, &spec, G1)).await;
+    assert!(start.is_err(), "nobody makes its Pod: {start:?}");
+    let mut sleep = Box::pin(bench.sleep(&host, &spec, None, Depth::Stopped));
+    let slept = tokio::time::timeout(wait, &mut sleep).await;
+    assert!(slept.is_err(), "its controller may still make one");
+    bench.annotate("deployment/desk", FROZEN, None).await;
+    sleep.await;
+    assert_eq!(bench.pods().await.list(&Default::default()).await.unwrap().items, []);
+}
+
+#[tokio::test]
+async fn a_start_that_somebody_ends_says_so() {
+    let bench = bench("scale-ended").await;
+    let (host, spec) = (session("ended.example"), scaled("deployment/desk"));
+    bench.make("deployment/desk", "desk", &of_image("slow")).await;
+    let ends = async {
+        eventually("its Pod waits", async || {
+            !bench.pods().await.list(&Default::default()).await.unwrap().items.is_empty()
+        })
+        .await;
+        bench.scale_by_hand("deployment/desk", 0).await;
+    };
+    let (refused, ()) = tokio::join!(bench.refused(&host, &spec), ends);
+    let said = "deployment/desk was scaled to 0 by somebody while it started";
+    assert!(refused.to_string().contains(said), "{refused:?}");
+}
+
+/// The marks on it are another session's by now, and so is the Pod.
+#[tokio::test]
+async fn a_workload_that_another_session_took_is_not_scaled_down_under_it() {
+    let bench = bench("scale-taken").await;
+    let (a, b, spec) = (session("a.example"), session("b.example"), scaled("deployment/desk"));
+    bench.make("deployment/desk", "desk", &serving()).await;
+    let started = bench.start(&a, &spec, G1).await;
+    bench.annotate("deployment/desk", "dormouse.session", Some(b.host())).await;
+    let hasty = hasty(&bench);
+    let refused = hasty.sleep(&a, &spec, Some(&started.life), Depth::Stopped).await.unwrap_err();
+    assert!(refused.to_string().contains("is still there"), "{refused:?}");
+    assert_eq!(bench.replicas("deployment/desk").await, 1);
+    answers(&started.address).await;
+    bench.sleep(&b, &spec, None, Depth::Removed).await;
 }
 
 /// What a boot does with what no route wants any longer: nothing but the list says what it is.

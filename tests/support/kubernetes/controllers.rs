@@ -20,6 +20,9 @@ use serde_json::{Value, json};
 /// Every ReplicaSet's; a real one is a digest of the template.
 const HASH: &str = "5d4f8c7b9";
 
+/// On a Deployment: its controller sleeps.
+pub(crate) const FROZEN: &str = "test/frozen";
+
 /// Serves a cluster until it is dropped.
 pub(crate) async fn run(client: Client) {
     let deployments = changes::<Deployment>(&client);
@@ -47,6 +50,9 @@ async fn look(client: &Client) -> kube::Result<()> {
     let all = ListParams::default();
     let pods = Api::<Pod>::all(client.clone()).list(&all).await?.items;
     for deployment in Api::<Deployment>::all(client.clone()).list(&all).await? {
+        if deployment.annotations().contains_key(FROZEN) {
+            continue;
+        }
         drop(of_deployment(client, &pods, deployment).await);
     }
     for set in Api::<StatefulSet>::all(client.clone()).list(&all).await? {

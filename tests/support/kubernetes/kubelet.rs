@@ -149,7 +149,10 @@ async fn run_pod(client: &Client, seen: &mut Seen, last: &mut u16) -> kube::Resu
             let net = 64 + std::process::id() % 128;
             let ip = format!("127.{net}.{}.{}", *last >> 8, *last & 255);
             let process = start(&seen.pod, &ip);
-            let state = json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}});
+            // A second apart, in their order.
+            let since =
+                format!("2026-01-01T{:02}:{:02}:{:02}Z", *last / 3600, *last / 60 % 60, *last % 60);
+            let state = json!({"running": {"startedAt": since}});
             let mut of_container = status(&image, true, state);
             of_container["containerID"] = json!(format!("process://{}", process.id()));
             seen.status = Some(json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],

@@ -3,7 +3,7 @@
 //! `scripts/kube-apiserver` builds the server once. All that a cluster starts is started by one
 //! thread that lives as long as the test's process, and dies with it.
 
-mod controllers;
+pub(crate) mod controllers;
 mod kubelet;
 
 use std::{

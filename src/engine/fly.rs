@@ -179,7 +179,7 @@ impl Shared {
     ) -> Result<Started, Error> {
         loop {
             let Some(machine) = self.find(session).await? else {
-                self.create(session, spec, generation).await?;
+                self.create(session, spec, generation, seen).await?;
                 continue;
             };
             *seen = format!("machine {} is `{}`", machine.id, machine.state);
@@ -194,7 +194,10 @@ impl Shared {
                     match started {
                         Ok(_) => self.wait(&machine, "started").await?,
                         // Leased by who puts it to sleep, or still replaced: the next look tells.
-                        Err(refused) if refused.is_in_the_way() => sleep(SETTLE).await,
+                        Err(refused) if refused.is_in_the_way() => {
+                            *seen = format!("{seen}: {}", refused.text);
+                            sleep(SETTLE).await;
+                        }
                         Err(refused) => return Err(refused.into()),
                     }
                 }
@@ -225,6 +228,7 @@ impl Shared {
         session: &SessionId,
         spec: &Spec,
         generation: Generation,
+        seen: &mut String,
     ) -> Result<(), Error> {
         let volume = self.volume(spec).await?;
         let volume = volume.as_ref().map(|(volume, path)| (volume, *path));
@@ -236,8 +240,10 @@ impl Shared {
                 }
                 Ok(())
             }
-            // Somebody was faster: the next look finds theirs.
+            // Somebody was faster: the next look finds theirs. Or there is no room for it now.
             Err(refused) if refused.is_in_the_way() || refused.says("name") => {
+                let refused = refused.without(spec.env.values());
+                *seen = format!("Fly makes no machine: {}", refused.text);
                 sleep(SETTLE).await;
                 Ok(())
             }
@@ -366,6 +372,7 @@ impl Shared {
                     self.wait(&machine, state).await?;
                 }
                 Err(refused) if refused.is_in_the_way() || refused.status == Some(404) => {
+                    *seen = format!("{seen}: {}", refused.text);
                     sleep(SETTLE).await;
                 }
                 Err(refused) => return Err(refused.into()),

@@ -157,6 +157,22 @@ async fn a_wedged_machine_is_named() {
     assert!(since.elapsed() < Duration::from_secs(60), "both ended by their limit");
 }
 
+/// Where Fly has no room, another try may find some; and what it said is told.
+#[tokio::test]
+async fn no_room_is_tried_again_and_told() {
+    let fake = Fake::start(QUICK).await;
+    let mut config = config(&fake, QUICK);
+    let full = Fault::Status(422, "insufficient memory available to fulfill request");
+    fake.fault("POST", full.clone());
+    start(&Fly::new(config.clone()).unwrap(), &fake).await.unwrap();
+    fake.lock().machines.clear();
+    (0..100).for_each(|_| fake.fault("POST", full.clone()));
+    config.call_timeout = Duration::from_millis(1500);
+    let error = start(&Fly::new(config).unwrap(), &fake).await.unwrap_err();
+    let said = "Fly makes no machine: insufficient memory available";
+    assert!(error.to_string().contains(said) && error.is_retryable(), "{error:?}");
+}
+
 #[tokio::test]
 async fn a_machine_that_was_removed_by_hand_is_made_anew() {
     let fake = Fake::start(QUICK).await;

@@ -56,6 +56,7 @@ impl Refused {
         matches!(self.status, Some(408 | 409 | 412 | 423))
             || self.says("lease")
             || self.says("replac")
+            || self.says("insufficient")
     }
 
     pub(super) fn says(&self, word: &str) -> bool {

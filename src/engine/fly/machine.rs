@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{Config, PORT, volume::Volume};
 use crate::{
@@ -14,6 +15,8 @@ use crate::{
 const OWNER: &str = "dormouse_owner";
 const SESSION: &str = "dormouse_session";
 const GENERATION: &str = "dormouse_generation";
+/// Characters of a digest, 5 bits each.
+pub(super) const DIGEST: usize = 16;
 
 /// All optional: an answer of tomorrow, or half of one, is still read.
 #[derive(Debug, Default, Deserialize)]
@@ -192,19 +195,17 @@ fn filled(spec: &Spec, text: &str) -> String {
         .replace("{port}", &port.to_string())
 }
 
-/// Of two texts that belong together.
-pub(super) fn hash(owner: &str, text: &str) -> u64 {
-    use std::hash::Hasher;
-    let mut hash = fnv::FnvHasher::default();
-    hash.write(owner.as_bytes());
-    hash.write(b"\0");
-    hash.write(text.as_bytes());
-    hash.finish()
+/// Of two texts that belong together, in letters and digits: as many bits as the length of a
+/// volume's name leaves. Who may choose a session's host must not find one with another's digest.
+pub(super) fn digest(owner: &str, text: &str) -> String {
+    const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let digest = Sha256::new().chain_update(owner).chain_update([0]).chain_update(text).finalize();
+    digest.iter().take(DIGEST).map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect()
 }
 
 /// One name a session, so that two creates cannot both succeed.
 fn name(owner: &str, session: &SessionId) -> String {
     let label = session.host().split('.').next().unwrap_or_default();
     let plain = label.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(30);
-    format!("dormouse-{}-{:016x}", plain.collect::<String>(), hash(owner, session.host()))
+    format!("dormouse-{}-{}", plain.collect::<String>(), digest(owner, session.host()))
 }

@@ -3,13 +3,14 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Config, machine::guest};
+use super::{
+    Config,
+    machine::{DIGEST, digest, guest},
+};
 use crate::{engine::Error, session::Spec};
 
 /// The most that Fly takes: letters, digits and `_`.
 const NAME_MAX: usize = 30;
-/// Of them for the hash that keeps names of two sessions apart.
-const HASH: usize = 16;
 
 /// All optional, as with a machine.
 #[derive(Debug, Default, Deserialize)]
@@ -58,8 +59,8 @@ fn name(owner: &str, source: &str) -> String {
         c if c.is_ascii_alphanumeric() => c,
         _ => '_',
     });
-    let plain: String = plain.take(NAME_MAX - HASH - 1).collect();
-    format!("{plain}_{:016x}", super::machine::hash(owner, source))
+    let plain: String = plain.take(NAME_MAX - DIGEST - 1).collect();
+    format!("{plain}_{}", digest(owner, source))
 }
 
 /// The body of a create. Fly looks for a host that has room for the machine, too.

@@ -272,6 +272,21 @@ async fn a_workload_of_which_one_call_fails_is_scaled_by_the_next() {
     bed.a_sleep_is_made_good(&host, &spec, &calls).await;
 }
 
+/// A server that has just started has not read its Roles, and refuses what it allowed before.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_allowed_before_is_refused_for_now_only() {
+    let bed = Bed::new("faults-forbidden").await;
+    let forbidden = Some(("GET", "/pods", Fault::Answer(403)));
+    bed.spoiler.spoil(forbidden);
+    let refused = bed.spoilt.list().await.unwrap_err();
+    assert!(matches!(refused, Error::Invalid(_)), "{refused:?}");
+    bed.spoiler.spoil(None);
+    assert_eq!(bed.spoilt.list().await.unwrap(), []);
+    bed.spoiler.spoil(forbidden);
+    let refused = bed.spoilt.list().await.unwrap_err();
+    assert!(told(&refused, Fault::Answer(403)), "{refused:?}");
+}
+
 /// Each change is bound to what was read: who was slower takes nothing from who was faster.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workload_that_another_takes_in_between_stays_the_others() {

@@ -408,6 +408,24 @@ async fn a_start_that_somebody_ends_says_so() {
     assert!(refused.to_string().contains(said), "{refused:?}");
 }
 
+/// What is on its way out is not woken, and its name may come back.
+#[tokio::test]
+async fn a_workload_that_is_being_deleted_is_not_woken() {
+    let bench = bench("scale-going").await;
+    let (host, spec) = (session("going.example"), scaled("deployment/desk"));
+    bench.make("deployment/desk", "desk", &serving()).await;
+    let api = bench.workloads("deployment/desk").await;
+    let keep = |finalizers: Value| Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
+    let params = PatchParams::default();
+    api.patch("desk", &params, &keep(json!(["test/keep"]))).await.unwrap();
+    api.delete("desk", &Default::default()).await.unwrap();
+    let refused = bench.refused(&host, &spec).await;
+    let said = "deployment/desk is being deleted";
+    assert!(matches!(&refused, Error::Conflict(text) if text.contains(said)), "{refused:?}");
+    assert_eq!(bench.replicas("deployment/desk").await, 0);
+    api.patch("desk", &params, &keep(json!(null))).await.unwrap();
+}
+
 /// The marks on it are another session's by now, and so is the Pod.
 #[tokio::test]
 async fn a_workload_that_another_session_took_is_not_scaled_down_under_it() {

@@ -16,7 +16,14 @@ pub mod process;
 pub mod qemu;
 mod vm;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -174,7 +181,26 @@ impl Error {
     }
 }
 
-/// `text` with every value longer than a flag blotted out: a backend may repeat what it was given.
-fn without<'a>(text: String, secrets: impl Iterator<Item = &'a String>) -> String {
-    secrets.filter(|value| value.len() > 3).fold(text, |text, value| text.replace(value, "***"))
+/// `text` with where an instance is to listen filled in.
+fn filled(text: &str, host: IpAddr, port: u16) -> String {
+    text.replace("{address}", &SocketAddr::new(host, port).to_string())
+        .replace("{host}", &host.to_string())
+        .replace("{port}", &port.to_string())
+}
+
+/// `text` with every value longer than a flag blotted out: a backend may repeat what it was given,
+/// as it is or as JSON writes it.
+fn without(text: String, secrets: impl IntoIterator<Item: AsRef<str>>) -> String {
+    let mut forms = BTreeSet::new();
+    for secret in secrets {
+        let secret = secret.as_ref();
+        if secret.len() > 3 {
+            let quoted = serde_json::Value::from(secret).to_string();
+            forms.extend([secret.to_owned(), quoted[1..quoted.len() - 1].to_owned()]);
+        }
+    }
+    let mut forms: Vec<_> = forms.into_iter().collect();
+    // One may be the beginning of another.
+    forms.sort_by_key(|form| Reverse(form.len()));
+    forms.iter().fold(text, |text, form| text.replace(form, "***"))
 }

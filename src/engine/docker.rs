@@ -150,7 +150,7 @@ impl Docker {
                     }
                     sleep(SETTLE).await;
                 }
-                Status::Exited if booted => return Err(self.ended(&found, spec).await),
+                Status::Exited if booted => return Err(self.ended(&found, &template).await),
                 Status::Created | Status::Exited if self.is_outdated(&found, &template) => {
                     self.client.remove(&found.id).await?;
                 }
@@ -158,9 +158,8 @@ impl Docker {
                     booted = match self.client.start(&found.id).await {
                         Ok(booted) => booted,
                         Err(refused) => {
-                            return Err(self
-                                .explain(refused.without(spec.env.values()), spec)
-                                .await);
+                            let refused = refused.without(&template.secrets());
+                            return Err(self.explain(refused, spec).await);
                         }
                     };
                     if !booted {
@@ -203,7 +202,8 @@ impl Docker {
                 "image `{image}` is not on the daemon: docker pull {image}"
             ))),
             Err(refused) => {
-                Err(self.explain(refused.without(template.spec.env.values()), template.spec).await)
+                let refused = refused.without(&template.secrets());
+                Err(self.explain(refused, template.spec).await)
             }
         }
     }
@@ -220,13 +220,13 @@ impl Docker {
         }
     }
 
-    async fn ended(&self, found: &Found, spec: &Spec) -> Error {
+    async fn ended(&self, found: &Found, template: &Template<'_>) -> Error {
         let log = self.client.log_tail(&found.id).await.unwrap_or_default();
         let text = format!(
             "container `{}` ended right after its start with exit code {}; its last lines: {log}",
             found.name, found.exit_code
         );
-        Error::Failed(super::without(text, spec.env.values()))
+        Error::Failed(super::without(text, template.secrets()))
     }
 
     /// The container that a sleep is about: that of the given life and no newer one.

@@ -16,6 +16,7 @@ use http::Method;
 use serde_json::json;
 use tokio::{
     net::lookup_host,
+    sync::Mutex,
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -92,18 +93,18 @@ struct Shared {
     config: Config,
     /// Which machine a session had when it was last looked up: a hint, never the truth.
     machines: DashMap<SessionId, String>,
+    /// The last list, and when it was asked for.
+    listed: Mutex<Option<(Instant, Arc<[Machine]>)>>,
     outside: Arc<Outside>,
     closing: CancellationToken,
 }
 
-/// The port of an instance whose route says none.
-const PORT: u16 = 8080;
 /// How long to let something that others do to a machine go on before looking again.
 const SETTLE: Duration = Duration::from_millis(500);
 /// The longest `wait` that Fly takes, in seconds.
 const WAIT_MAX: u64 = 60;
-/// How long a lease holds if nobody gives it back, in seconds.
-const LEASE: u64 = 60;
+/// How much longer than a call a lease holds if nobody gives it back.
+const LEASE_MORE: Duration = Duration::from_secs(10);
 /// The most time for giving it back.
 const GIVE_BACK_MAX: Duration = Duration::from_secs(5);
 
@@ -115,6 +116,7 @@ impl Fly {
         let shared = Shared {
             client,
             machines: DashMap::new(),
+            listed: Mutex::default(),
             outside: Arc::default(),
             closing: closing.clone(),
             config,
@@ -137,20 +139,18 @@ impl Shared {
             }
             self.machines.remove(session);
         }
-        let mut ours: Vec<_> = self.all().await?;
-        ours.retain(|machine| machine.session(&self.config.owner).as_ref() == Some(session));
-        if 1 < ours.len() {
+        let all = self.all().await?;
+        let is_its =
+            |machine: &&Machine| machine.session(&self.config.owner).as_ref() == Some(session);
+        let its: Vec<_> = all.iter().filter(is_its).collect();
+        if its.len() > 1 {
             return Err(Error::Conflict(format!(
                 "{} machines of app {} are this session's: destroy all but one",
-                ours.len(),
+                its.len(),
                 self.config.app
             )));
         }
-        let machine = ours.pop();
-        if let Some(machine) = &machine {
-            self.machines.insert(session.clone(), machine.id.clone());
-        }
-        Ok(machine)
+        Ok(its.first().copied().cloned())
     }
 
     async fn get(&self, id: &str) -> Result<Option<Machine>, Error> {
@@ -161,13 +161,38 @@ impl Shared {
         }
     }
 
-    async fn all(&self) -> Result<Vec<Machine>, Error> {
+    /// All machines of the app. Fly gives one such list a second: who waits while one is asked
+    /// for shares the next.
+    async fn all(&self) -> Result<Arc<[Machine]>, Error> {
+        let came = Instant::now();
+        let mut listed = self.listed.lock().await;
+        if let Some((asked, all)) = &*listed
+            && came <= *asked
+        {
+            return Ok(Arc::clone(all));
+        }
+        let asked = Instant::now();
         let all = self.client.call(Method::GET, "", "", "", None, None).await?;
-        let serde_json::Value::Array(all) = all else {
-            return Err(Error::Failed("Fly listed machines as something else than a list".into()));
-        };
-        let machines: Result<Vec<_>, _> = all.into_iter().map(Machine::read).collect();
-        Ok(machines?.into_iter().flatten().filter(|machine| !machine.is_gone()).collect())
+        let all: Arc<[_]> = Machine::read_all(all, &self.config.owner)?.into();
+        self.remember(&all);
+        *listed = Some((asked, Arc::clone(&all)));
+        Ok(all)
+    }
+
+    /// Which machine is whose; of two of one session neither is.
+    fn remember(&self, all: &[Machine]) {
+        let mut its: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+        for machine in all {
+            if let Some(session) = machine.session(&self.config.owner) {
+                its.entry(session).or_default().push(&machine.id);
+            }
+        }
+        self.machines.retain(|session, _| its.get(session).is_some_and(|ids| ids.len() == 1));
+        for (session, ids) in its {
+            if let [id] = ids[..] {
+                self.machines.insert(session, id.to_owned());
+            }
+        }
     }
 
     async fn bring_up(
@@ -195,7 +220,7 @@ impl Shared {
                         Ok(_) => self.wait(&machine, "started").await?,
                         // Leased by who puts it to sleep, or still replaced: the next look tells.
                         Err(refused) if refused.is_in_the_way() => {
-                            *seen = format!("{seen}: {}", refused.text);
+                            *seen = format!("{seen}: {}", refused.told());
                             sleep(SETTLE).await;
                         }
                         Err(refused) => return Err(refused.into()),
@@ -212,7 +237,7 @@ impl Shared {
     async fn address(&self, machine: &Machine, spec: &Spec) -> Result<Option<Address>, Error> {
         let Some(Public { tls, host, port }) = &self.config.public else {
             let ip = machine.ip();
-            return Ok(ip.map(|ip| Address::Tcp((ip, spec.port.unwrap_or(PORT)).into())));
+            return Ok(ip.map(|ip| Address::Tcp((ip, machine::port_of(spec)).into())));
         };
         let unknown = |why: &str| Error::Unreachable(format!("where {host} is, is unknown: {why}"));
         let mut found = lookup_host((&**host, *port)).await.map_err(|e| unknown(&e.to_string()))?;
@@ -241,13 +266,13 @@ impl Shared {
                 Ok(())
             }
             // Somebody was faster: the next look finds theirs. Or there is no room for it now.
-            Err(refused) if refused.is_in_the_way() || refused.says("name") => {
-                let refused = refused.without(spec.env.values());
-                *seen = format!("Fly makes no machine: {}", refused.text);
+            Err(refused) if refused.is_in_the_way() || refused.is_name_taken() => {
+                let refused = refused.without(&machine::secrets(spec));
+                *seen = format!("Fly makes no machine: {}", refused.told());
                 sleep(SETTLE).await;
                 Ok(())
             }
-            Err(refused) => Err(refused.without(spec.env.values()).into()),
+            Err(refused) => Err(refused.without(&machine::secrets(spec)).into()),
         }
     }
 
@@ -292,13 +317,14 @@ impl Shared {
         let leased = async {
             let Some(machine) = self.find(session).await? else { return Ok(None) };
             // Nobody else may start it between the look and the stop.
-            Ok(self.lease(&machine.id).await?.map(|nonce| (machine.id, nonce)))
+            Ok(self.lease(&machine.id, &mut seen).await?.map(|nonce| (machine.id, nonce)))
         };
         let leased = timeout_at(end, leased).await;
-        let leased = leased.unwrap_or_else(|_| Err(wedged(limit, "the machine is leased")))?;
+        let leased = leased.unwrap_or_else(|_| Err(wedged("sleep", limit, &seen)))?;
         let Some((id, nonce)) = leased else { return Ok(()) };
         let slept = self.sleep_leased(&id, spec, life, to, &nonce, &mut seen);
-        let slept = timeout_at(end, slept).await.unwrap_or_else(|_| Err(wedged(limit, &seen)));
+        let slept =
+            timeout_at(end, slept).await.unwrap_or_else(|_| Err(wedged("sleep", limit, &seen)));
         let give_back = self.client.call(Method::DELETE, &id, "lease", "", None, Some(&nonce));
         if !matches!(timeout(GIVE_BACK_MAX, give_back).await, Ok(Ok(_))) {
             tracing::debug!(%session, "a lease ends by itself only, or with its machine");
@@ -307,9 +333,10 @@ impl Shared {
     }
 
     /// `None` where the machine is gone.
-    async fn lease(&self, id: &str) -> Result<Option<String>, Error> {
+    async fn lease(&self, id: &str, seen: &mut String) -> Result<Option<String>, Error> {
+        let ttl = (self.config.call_timeout + LEASE_MORE).as_secs();
         loop {
-            let body = json!({ "ttl": LEASE, "description": "dormouse puts it to sleep" });
+            let body = json!({ "ttl": ttl, "description": "dormouse puts it to sleep" });
             match self.client.call(Method::POST, id, "lease", "", Some(body), None).await {
                 Ok(lease) => {
                     let nonce = [&lease["nonce"], &lease["data"]["nonce"]];
@@ -319,7 +346,10 @@ impl Shared {
                     return Ok(Some(nonce.to_owned()));
                 }
                 Err(refused) if refused.status == Some(404) => return Ok(None),
-                Err(refused) if refused.status == Some(409) => sleep(SETTLE).await,
+                Err(refused) if refused.status == Some(409) => {
+                    *seen = format!("machine {id} is leased: {}", refused.told());
+                    sleep(SETTLE).await;
+                }
                 Err(refused) => return Err(refused.into()),
             }
         }
@@ -372,7 +402,7 @@ impl Shared {
                     self.wait(&machine, state).await?;
                 }
                 Err(refused) if refused.is_in_the_way() || refused.status == Some(404) => {
-                    *seen = format!("{seen}: {}", refused.text);
+                    *seen = format!("{seen}: {}", refused.told());
                     sleep(SETTLE).await;
                 }
                 Err(refused) => return Err(refused.into()),
@@ -398,7 +428,7 @@ impl Shared {
         let limit = self.config.call_timeout;
         let mut seen = String::new();
         let call = timeout(limit, self.bring_up(session, spec, generation, &mut seen)).await;
-        let started = call.unwrap_or_else(|_| Err(wedged(limit, &seen)))?;
+        let started = call.unwrap_or_else(|_| Err(wedged("start", limit, &seen)))?;
         self.outside.started(session, &started.life);
         Ok(started)
     }
@@ -406,19 +436,19 @@ impl Shared {
     async fn inspect(&self, session: &SessionId) -> Result<Option<Instance>, Error> {
         let limit = self.config.call_timeout;
         let found = timeout(limit, self.find(session)).await;
-        let found = found.unwrap_or_else(|_| Err(wedged(limit, "")))?;
+        let found = found.unwrap_or_else(|_| Err(wedged("inspect", limit, "")))?;
         Ok(found.map(|machine| machine.instance(session.clone())))
     }
 
     async fn list(&self) -> Result<Vec<Instance>, Error> {
         let limit = self.config.call_timeout;
         let listed = timeout(limit, self.list_all()).await;
-        listed.unwrap_or_else(|_| Err(wedged(limit, "")))
+        listed.unwrap_or_else(|_| Err(wedged("list", limit, "")))
     }
 
     async fn list_all(&self) -> Result<Vec<Instance>, Error> {
         let mut found = BTreeMap::new();
-        for machine in self.all().await? {
+        for machine in &*self.all().await? {
             let Some(session) = machine.session(&self.config.owner) else { continue };
             found.insert(session.clone(), machine.instance(session));
         }
@@ -426,9 +456,11 @@ impl Shared {
     }
 }
 
-/// The limit was reached; `seen` says what was in the way.
-fn wedged(limit: Duration, seen: &str) -> Error {
-    let seen = if seen.is_empty() { "Fly has not answered" } else { seen };
+/// The limit was reached; `seen` says what was in the way, where Fly told anything.
+fn wedged(call: &'static str, limit: Duration, seen: &str) -> Error {
+    if seen.is_empty() {
+        return Error::Timeout { call, after: limit };
+    }
     Error::Conflict(format!("after {limit:?}, {seen}: look at it with `fly machine status`"))
 }
 

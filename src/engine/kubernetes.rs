@@ -16,7 +16,7 @@ use std::{fmt, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use dashmap::DashMap;
-use futures::{StreamExt, stream::BoxStream};
+use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::watch_object;
 use tokio::{
@@ -121,16 +121,9 @@ impl Kubernetes {
         let name = self.name(template.session);
         let mut watch = pin!(watch_object(self.client.all::<Pod>().await?, &name));
         let (mut created, mut looked) = (false, false);
-        while let Some(look) = watch.next().await {
-            let pod = match look {
-                Ok(pod) => pod,
-                Err(error) => {
-                    self.client.survive(error, looked, &mut seen.trouble).await?;
-                    continue;
-                }
-            };
+        loop {
+            let pod = self.client.next(&mut watch, looked, &mut seen.trouble).await?;
             looked = true;
-            seen.trouble = None;
             seen.pod = pod.map(|pod| self.ours(pod, template.session)).transpose()?;
             match &seen.pod {
                 None if created => return Err(deleted(&name)),
@@ -157,7 +150,6 @@ impl Kubernetes {
                 },
             }
         }
-        Err(Error::Failed("the watch of a pod has ended".to_owned()))
     }
 
     /// Makes the claims that are missing, and the Pod.
@@ -220,17 +212,64 @@ impl Kubernetes {
         let (limit, mut trouble) = (grace + self.client.call_timeout(), None);
         let gone = async {
             let mut watch = pin!(watch_object(self.client.all::<Pod>().await?, name));
-            while let Some(look) = watch.next().await {
-                match look {
-                    Ok(Some(pod)) if pod.metadata.uid.as_deref() == Some(uid) => {}
-                    Ok(_) => break,
-                    Err(error) => self.client.survive(error, true, &mut trouble).await?,
-                }
-            }
+            let is_it = |pod: Pod| pod.metadata.uid.as_deref() == Some(uid);
+            while self.client.next(&mut watch, true, &mut trouble).await?.is_some_and(is_it) {}
             Ok(())
         };
         let gone = timeout(limit, gone).await;
         gone.unwrap_or_else(|_| Err(trouble.unwrap_or_else(|| still_there(name, limit))))
+    }
+
+    async fn put_to_sleep(
+        &self,
+        session: &SessionId,
+        spec: &Spec,
+        life: Option<&Life>,
+        to: Depth,
+    ) -> Result<(), Error> {
+        let named = scale::named(spec)?;
+        let mark = match life {
+            Some(life) => Mark::read(life),
+            None => named.clone().map(|reference| Mark { reference, pod: None }),
+        };
+        if let Some(mark) = mark {
+            let is_routed = named.as_ref() == Some(&mark.reference);
+            return self.scale_down(session, &mark, to == Depth::Removed || !is_routed).await;
+        }
+        let found = match self.find(session).await {
+            // What is in the way of a start is not what it half-started.
+            Err(Error::Conflict(_)) | Ok(None) => return Ok(()),
+            found => found?,
+        };
+        let meant = found.filter(|found| life.is_none_or(|life| *life == found.life()));
+        match meant {
+            Some(found) => self.delete(&found, spec.kubernetes.grace).await,
+            // A Pod has one life: where its uid is another, this life is over.
+            None => Ok(()),
+        }
+    }
+
+    async fn list_all(&self) -> Result<Vec<Instance>, Error> {
+        let pods = self.client.pods(&format!("{}={}", template::OWNER, self.owner)).await?;
+        let instances = pods.into_iter().map(Found::new).filter_map(|found| {
+            // A copy with our marks under another name is nobody's.
+            let session = found.session().filter(|session| found.name == self.name(session))?;
+            Some(found.instance(session))
+        });
+        let mut instances: Vec<_> = instances.collect();
+        instances.extend(self.all_scaled().await?);
+        Ok(instances)
+    }
+
+    async fn look(&self, session: &SessionId, spec: &Spec) -> Result<Option<Instance>, Error> {
+        if let Some(reference) = scale::named(spec)? {
+            return self.scaled(&reference, session).await;
+        }
+        match self.find(session).await {
+            Ok(found) => Ok(found.map(|found| found.instance(session.clone()))),
+            Err(Error::Conflict(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -266,9 +305,18 @@ async fn create(
     client.create("create a pod", pod).await
 }
 
-/// An error's text without any of these values: a server may repeat what it was given.
-fn error_without(error: Error, spec: &Spec) -> Error {
-    let clean = |text| without(text, spec.env.values());
+/// No longer than a log line should be: as much as a kubelet keeps of a container's last lines.
+const TEXT_MAX: usize = 4096;
+
+/// An error whose text is not too long.
+fn brief(error: Error) -> Error {
+    cleaned(error, &[])
+}
+
+/// The same without any of these values: a server may repeat what it was given. They go first,
+/// so that none is cut in two and no longer known.
+fn cleaned(error: Error, secrets: &[String]) -> Error {
+    let clean = |text| without(text, secrets).chars().take(TEXT_MAX).collect();
     match error {
         Error::Unreachable(text) => Error::Unreachable(clean(text)),
         Error::Missing(text) => Error::Missing(clean(text)),
@@ -309,7 +357,7 @@ impl Engine for Kubernetes {
             started = bring_up => started,
             () = until => Err(self.why_not_up(seen, workload.as_ref(), limit).await),
         };
-        started.map_err(|error| error_without(error, spec))
+        started.map_err(|error| cleaned(error, &template.secrets()))
     }
 
     async fn sleep(
@@ -323,49 +371,15 @@ impl Engine for Kubernetes {
             return Err(Error::Invalid(format!("kubernetes has no depth `{to}`")));
         }
         self.created(session).await;
-        let named = scale::named(spec)?;
-        let mark = match life {
-            Some(life) => Mark::read(life),
-            None => named.clone().map(|reference| Mark { reference, pod: None }),
-        };
-        if let Some(mark) = mark {
-            let is_routed = named.as_ref() == Some(&mark.reference);
-            return self.scale_down(session, &mark, to == Depth::Removed || !is_routed).await;
-        }
-        let found = match self.find(session).await {
-            // What is in the way of a start is not what it half-started.
-            Err(Error::Conflict(_)) | Ok(None) => return Ok(()),
-            found => found?,
-        };
-        let meant = found.filter(|found| life.is_none_or(|life| *life == found.life()));
-        match meant {
-            Some(found) => self.delete(&found, spec.kubernetes.grace).await,
-            // A Pod has one life: where its uid is another, this life is over.
-            None => Ok(()),
-        }
+        self.put_to_sleep(session, spec, life, to).await.map_err(brief)
     }
 
     async fn list(&self) -> Result<Vec<Instance>, Error> {
-        let pods = self.client.pods(&format!("{}={}", template::OWNER, self.owner)).await?;
-        let instances = pods.into_iter().map(Found::new).filter_map(|found| {
-            // A copy with our marks under another name is nobody's.
-            let session = found.session().filter(|session| found.name == self.name(session))?;
-            Some(found.instance(session))
-        });
-        let mut instances: Vec<_> = instances.collect();
-        instances.extend(self.all_scaled().await?);
-        Ok(instances)
+        self.list_all().await.map_err(brief)
     }
 
     async fn inspect(&self, session: &SessionId, spec: &Spec) -> Result<Option<Instance>, Error> {
-        if let Some(reference) = scale::named(spec)? {
-            return self.scaled(&reference, session).await;
-        }
-        match self.find(session).await {
-            Ok(found) => Ok(found.map(|found| found.instance(session.clone()))),
-            Err(Error::Conflict(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.look(session, spec).await.map_err(brief)
     }
 
     fn events(&self) -> BoxStream<'static, EngineEvent> {

@@ -15,8 +15,11 @@ use super::{errors, parse};
 
 /// What is first said of a route on this file's engine; nothing of one that is right.
 fn said_of_route(config: &Config, engine: &str, more: &str) -> String {
-    let text = format!("host = \"{{s}}.b\"\nengine = \"{engine}\"\n{more}\n");
-    let parsed = Route::parse("a", Path::new("a.toml"), &text, &config.engine_kinds());
+    said_of_text(config, &format!("host = \"{{s}}.b\"\nengine = \"{engine}\"\n{more}\n"))
+}
+
+fn said_of_text(config: &Config, text: &str) -> String {
+    let parsed = Route::parse("a", Path::new("a.toml"), text, &config.engine_kinds());
     parsed.map_err(|errors| errors[0].to_string()).err().unwrap_or_default()
 }
 
@@ -199,10 +202,47 @@ fn a_fly_app_may_be_reached_by_its_public_name() {
         "https://",
         "https://a/b",
         "https://a:b",
+        "https://a:70000",
+        "https://u:p@a",
+        "https://a/?b",
+        "http://localhost.a.example",
+        "http://localhost@a.example",
         "ftp://a",
     ] {
         let wrong = errors(&with(url));
         assert!(wrong[0].contains("no public name, expected one such as"), "{url}: {wrong:?}");
+    }
+}
+
+/// In clear text a token goes to nobody else, whatever a host's name begins with.
+#[test]
+fn a_token_of_fly_stays_near_where_it_is_not_encrypted() {
+    let with = |url: &str| {
+        format!("[engines.f]\nkind = \"fly\"\n[engines.f.fly]\napp = \"x\"\nendpoint = \"{url}\"")
+    };
+    for url in [
+        "https://api.machines.dev/v1",
+        "https://fly.example:8443/v1/",
+        "http://_api.internal:4280/v1",
+        "http://127.0.0.1:1/v1",
+        "http://LOCALHOST/v1",
+        "http://[::1]:4280/v1",
+    ] {
+        let parsed = parse(&with(url));
+        assert!(parsed.is_ok(), "{url}: {:?}", parsed.err());
+    }
+    for url in [
+        "http://localhost.evil.example/v1",
+        "http://127.0.0.1.evil.example/v1",
+        "http://_api.internal.evil.example/v1",
+        "http://localhost@evil.example/v1",
+        "https://user:word@api.machines.dev/v1",
+        "http://localhost:port/v1",
+        "//localhost/v1",
+        "",
+    ] {
+        let wrong = errors(&with(url));
+        assert!(wrong[0].contains("the token needs https://"), "{url}: {wrong:?}");
     }
 }
 
@@ -218,11 +258,21 @@ fn a_route_of_fly_has_one_volume_a_session() {
         ("volumes = [\"a-{s}:/a\", \"b-{s}:/b\"]", "a machine of Fly has one volume, no more"),
         ("volumes = [\"/srv:/srv\"]", "has no folder of its host: name a volume"),
         ("volumes = [\"home-{s}:/home:ro\"]", "a volume of Fly is always writable"),
-        ("volumes = [\"home:/home\"]", "put a capture in its name"),
+        ("volumes = [\"home:/home\"]", "put all its captures in the volume's name"),
+        ("volumes = [\"home:/{s}\"]", "put all its captures in the volume's name"),
     ] {
         let error = route(instance);
         assert!(error.contains(said), "{instance}: {error}");
     }
+    let two = |volume: &str| {
+        let text = format!(
+            "host = \"{{app}}-{{user}}.x.example\"\nengine = \"fly\"\n[instance]\nimage = \"x\"\n\
+             volumes = [\"{volume}:/home\"]"
+        );
+        said_of_text(&config, &text)
+    };
+    assert_eq!(two("{app}-{user}"), "");
+    assert!(two("home-{user}").contains("put all its captures"), "{}", two("home-{user}"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     extract::{Request, State},
     http::StatusCode,
     response::{IntoResponse as _, Response},
@@ -24,17 +24,10 @@ use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::bench::{Bench, G1, G2, session, spec};
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
-    Answer(u16),
-    Silence,
-    /// Nothing reaches the daemon, and the answer breaks off.
-    CutBefore,
-    /// The daemon did it, and its answer breaks off.
-    CutBehind,
-}
+use crate::{
+    bench::{Bench, G1, G2, session, spec},
+    spoilt::{FAULTS, Fault, cut},
+};
 
 /// Stands before a real daemon and spoils one kind of call.
 #[derive(Clone)]
@@ -58,15 +51,6 @@ impl Spoiler {
     fn spoil(&self, spoilt: Option<(&'static str, Fault)>) {
         *self.spoilt.lock().unwrap() = spoilt;
     }
-}
-
-/// An answer that says it is longer than it is.
-fn cut() -> Response {
-    let begun = futures::stream::iter([
-        Ok(Bytes::from_static(b"{\"Id\": \"12")),
-        Err(std::io::Error::other("cut, as told")),
-    ]);
-    Response::new(Body::from_stream(begun))
 }
 
 async fn answer(State(spoiler): State<Spoiler>, request: Request) -> Response {
@@ -93,15 +77,6 @@ async fn answer(State(spoiler): State<Spoiler>, request: Request) -> Response {
     answer.into_body().collect().await.unwrap();
     cut()
 }
-
-const FAULTS: [Fault; 6] = [
-    Fault::Answer(503),
-    Fault::Answer(500),
-    Fault::Answer(429),
-    Fault::Silence,
-    Fault::CutBefore,
-    Fault::CutBehind,
-];
 
 fn told(error: &Error, fault: Fault) -> bool {
     match fault {

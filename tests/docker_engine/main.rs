@@ -18,6 +18,8 @@ mod podman_rig;
 mod refusals;
 mod rootless;
 mod sleep;
+#[path = "../support/faults.rs"]
+mod spoilt;
 mod start;
 
 use std::sync::Arc;

@@ -5,14 +5,12 @@
 mod contract;
 #[path = "../support/fly.rs"]
 mod fake;
+mod faults;
 mod official;
 #[path = "../support/prism.rs"]
 mod prism;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use dormouse::{
     engine::{
@@ -94,95 +92,6 @@ async fn an_address_is_asked_anew_after_every_boot() {
     assert_ne!((&first.address, &first.life), (&second.address, &second.life));
     let Address::Tcp(at) = second.address else { panic!("{second:?}") };
     assert_eq!(at.port(), fake.port);
-}
-
-#[tokio::test]
-async fn faults_of_the_api_are_told_as_what_they_are() {
-    type Is = fn(&Error) -> bool;
-    let cases: [(Fault, Is, &str); 6] = [
-        (Fault::Status(500, "boom"), |e| matches!(e, Error::Unreachable(_)), "answered 500: boom"),
-        (Fault::Status(401, "no"), |e| matches!(e, Error::Invalid(_)), "does not take the token"),
-        (Fault::Status(400, "bad guest"), |e| matches!(e, Error::Invalid(_)), "bad guest"),
-        (Fault::Text("[{\"id\":"), |e| matches!(e, Error::Unreachable(_)), "half an answer"),
-        (Fault::Text("<html>"), |e| matches!(e, Error::Unreachable(_)), "none of JSON"),
-        (Fault::Hang, |e| matches!(e, Error::Conflict(_)), "Fly has not answered"),
-    ];
-    let fake = Fake::start(QUICK).await;
-    for (fault, is, said) in cases {
-        let mut config = config(&fake, QUICK);
-        config.call_timeout = Duration::from_millis(700);
-        let fly = Fly::new(config).unwrap();
-        fake.fault("GET", fault.clone());
-        let error = start(&fly, &fake).await.unwrap_err();
-        assert!(is(&error), "{fault:?}: {error:?}");
-        assert!(error.to_string().contains(said), "{fault:?}: {error}");
-        assert!(!format!("{error:?} {fly:?}").contains(TOKEN));
-    }
-    assert_eq!(fake.lock().machines.len(), 0);
-}
-
-#[tokio::test]
-async fn what_passes_is_waited_for() {
-    let fake = Fake::start(QUICK).await;
-    let fly = Fly::new(config(&fake, QUICK)).unwrap();
-    fake.fault("GET", Fault::Status(429, "slow down"));
-    fake.fault("GET wait", Fault::Status(408, "deadline exceeded"));
-    let started = start(&fly, &fake).await.unwrap();
-    fake.fault("POST lease", Fault::Status(409, "lease held"));
-    fake.fault("POST stop", Fault::Status(412, "is replacing"));
-    fake.fault("GET wait", Fault::Status(408, "deadline exceeded"));
-    fly.sleep(&session(), &spec(&fake), Some(&started.life), Depth::Stopped).await.unwrap();
-    fake.fault("POST start", Fault::Status(409, "lease held"));
-    let again = start(&fly, &fake).await.unwrap();
-    contract::answers(&again.address).await;
-    assert!(fake.lock().machines.values().all(|machine| machine.lease.is_none()));
-}
-
-#[tokio::test]
-async fn a_wedged_machine_is_named() {
-    let fake = Fake::start(QUICK).await;
-    let mut config = config(&fake, QUICK);
-    let fly = Fly::new(config.clone()).unwrap();
-    start(&fly, &fake).await.unwrap();
-    fake.lock().machines.values_mut().for_each(|machine| machine.state = "replacing".into());
-    config.call_timeout = Duration::from_millis(700);
-    let fly = Fly::new(config).unwrap();
-    let since = Instant::now();
-    for error in [
-        start(&fly, &fake).await.unwrap_err(),
-        fly.sleep(&session(), &spec(&fake), None, Depth::Stopped).await.unwrap_err(),
-    ] {
-        assert!(error.to_string().contains("is `replacing`") && error.is_retryable(), "{error}");
-    }
-    assert!(since.elapsed() < Duration::from_secs(60), "both ended by their limit");
-}
-
-/// Where Fly has no room, another try may find some; and what it said is told.
-#[tokio::test]
-async fn no_room_is_tried_again_and_told() {
-    let fake = Fake::start(QUICK).await;
-    let mut config = config(&fake, QUICK);
-    let full = Fault::Status(422, "insufficient memory available to fulfill request");
-    fake.fault("POST", full.clone());
-    start(&Fly::new(config.clone()).unwrap(), &fake).await.unwrap();
-    fake.lock().machines.clear();
-    (0..100).for_each(|_| fake.fault("POST", full.clone()));
-    config.call_timeout = Duration::from_millis(1500);
-    let error = start(&Fly::new(config).unwrap(), &fake).await.unwrap_err();
-    let said = "Fly makes no machine: insufficient memory available";
-    assert!(error.to_string().contains(said) && error.is_retryable(), "{error:?}");
-}
-
-#[tokio::test]
-async fn a_machine_that_was_removed_by_hand_is_made_anew() {
-    let fake = Fake::start(QUICK).await;
-    let fly = Fly::new(config(&fake, QUICK)).unwrap();
-    let first = start(&fly, &fake).await.unwrap();
-    fake.lock().machines.clear();
-    assert_eq!(fly.inspect(&session(), &spec(&fake)).await.unwrap(), None);
-    fly.sleep(&session(), &spec(&fake), Some(&first.life), Depth::Removed).await.unwrap();
-    let second = start(&fly, &fake).await.unwrap();
-    assert_ne!(first.life, second.life);
 }
 
 fn with_volume(fake: &Fake) -> Spec {
@@ -283,4 +192,107 @@ async fn machines_are_adopted_by_their_metadata() {
     assert_eq!(start(&next, &fake).await.unwrap(), started);
     let other = Config { owner: "other".into(), ..config(&fake, QUICK) };
     assert_eq!(Fly::new(other).unwrap().list().await.unwrap(), []);
+}
+
+/// Fly gives one list a second: what an edge adopts must not take that long a session.
+#[tokio::test]
+async fn many_sessions_share_a_list() {
+    let second = Duration::from_secs(1);
+    let fake = Fake::start(second).await;
+    let made = Fly::new(config(&fake, QUICK)).unwrap();
+    let hosts: Vec<_> = (0..20).map(|n| SessionId::new(format!("s{n}.example.com"))).collect();
+    for host in &hosts {
+        fake.lock().forgive();
+        made.start(host, &spec(&fake), Generation(1)).await.unwrap();
+    }
+    for listed_before in [false, true] {
+        let next = Fly::new(config(&fake, second)).unwrap();
+        fake.lock().forgive();
+        if listed_before {
+            assert_eq!(next.list().await.unwrap().len(), hosts.len());
+        }
+        let before = fake.lock().lists;
+        let spec = spec(&fake);
+        let all = hosts.iter().map(|host| next.inspect(host, &spec));
+        let found = futures::future::try_join_all(all).await.unwrap();
+        assert!(found.iter().all(Option::is_some), "{found:?}");
+        let asked = fake.lock().lists - before;
+        assert!(if listed_before { asked == 0 } else { asked <= 2 }, "{asked}");
+    }
+}
+
+/// Whose call was given up takes no turn from those who still wait.
+#[tokio::test]
+async fn who_gives_up_takes_no_turn() {
+    let hour = Duration::from_secs(3600);
+    let fake = Fake::start(QUICK).await;
+    let patient = Fly::new(config(&fake, QUICK)).unwrap();
+    let started = start(&patient, &fake).await.unwrap();
+    let second = Duration::from_millis(500);
+    let fly = Fly::new(Config { call_timeout: hour, ..config(&fake, second) }).unwrap();
+    assert_eq!(
+        fly.inspect(&session(), &spec(&fake)).await.unwrap().unwrap().life,
+        Some(started.life)
+    );
+    let (host, spec) = (session(), spec(&fake));
+    for _ in 0..1000 {
+        let mut look = Box::pin(fly.inspect(&host, &spec));
+        // It has asked for its turn by then, and is dropped.
+        assert!(futures::poll!(&mut look).is_pending());
+    }
+    let look = fly.inspect(&host, &spec);
+    let looked = tokio::time::timeout(Duration::from_secs(60), look).await;
+    assert!(looked.expect("a thousand turns are 500 seconds").unwrap().is_some());
+}
+
+/// Of what cannot be read, what is ours is named; what is not is none of ours.
+#[tokio::test]
+async fn a_machine_that_cannot_be_read_is_named_or_nobodys() {
+    let fake = Fake::start(QUICK).await;
+    let fly = Fly::new(config(&fake, QUICK)).unwrap();
+    start(&fly, &fake).await.unwrap();
+    let theirs = json!({ "id": 7, "config": { "metadata": { "a": ["b"] } } });
+    let empty = json!({ "id": "m1", "state": null, "instance_id": null, "events": null,
+        "config": { "metadata": { "dormouse_owner": null, "size": 3 } } });
+    fake.lock().strange = vec![theirs, empty, json!(null), json!("what?")];
+    assert_eq!(fly.list().await.unwrap().len(), 1);
+    let metadata = json!({ "dormouse_owner": "lab", "dormouse_session": "bob.example.com" });
+    let ours = json!({ "id": "m2", "state": 5, "config": { "metadata": metadata } });
+    fake.lock().strange.push(ours);
+    let error = fly.list().await.unwrap_err();
+    assert!(error.to_string().contains("machine m2: Fly answered no machine"), "{error}");
+}
+
+/// Also where the first was known before there was a second.
+#[tokio::test]
+async fn two_machines_of_one_session_are_told_each_time() {
+    let fake = Fake::start(QUICK).await;
+    let fly = Fly::new(config(&fake, QUICK)).unwrap();
+    start(&fly, &fake).await.unwrap();
+    let mut twin =
+        fake.lock().machines.iter().map(|(id, machine)| machine.json(id)).next().unwrap();
+    twin["id"] = json!("twin");
+    fake.lock().strange.push(twin);
+    fly.list().await.unwrap();
+    for _ in 0..2 {
+        let error = start(&fly, &fake).await.unwrap_err();
+        assert!(error.to_string().contains("2 machines of app desks"), "{error:?}");
+    }
+    fake.lock().strange.clear();
+    fly.list().await.unwrap();
+    start(&fly, &fake).await.unwrap();
+}
+
+/// What the proxy has of the app is where the edge asks for it.
+#[tokio::test]
+async fn a_service_is_where_the_public_name_is() {
+    for (tls, handlers) in [(true, json!(["tls", "http"])), (false, json!(["http"]))] {
+        let fake = Fake::start(QUICK).await;
+        let public = Some(Public { tls, host: "localhost".into(), port: 8443 });
+        let fly = Fly::new(Config { public, ..config(&fake, QUICK) }).unwrap();
+        start(&fly, &fake).await.unwrap();
+        let machine = fake.lock().machines.values().next().unwrap().config.clone();
+        let ports = &machine["services"][0]["ports"];
+        assert_eq!(*ports, json!([{ "port": 8443, "handlers": handlers }]));
+    }
 }

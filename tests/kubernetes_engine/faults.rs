@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     extract::{Request, State},
     http::StatusCode,
     response::{IntoResponse as _, Response},
@@ -26,40 +26,32 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
     bench::{Bench, G1, G2, session, spec},
     scale::{scaled, serving},
+    spoilt::{FAULTS, Fault, cut},
 };
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
-    Answer(u16),
-    Silence,
-    /// Nothing reaches the server, and the answer breaks off.
-    CutBefore,
-    /// The server did it, and its answer breaks off.
-    CutBehind,
+/// What becomes of a call.
+#[derive(Clone, Copy)]
+enum Spoil {
+    By(Fault),
+    /// A refusal in these words.
+    Says(u16, &'static str),
+    /// It is refused, and behind so many characters stands what it was given.
+    Echoes(usize),
     /// Once, and before it is asked, another session takes the Deployment and wakes it.
     Taken,
 }
-
-const FAULTS: [Fault; 6] = [
-    Fault::Answer(500),
-    Fault::Answer(503),
-    Fault::Answer(429),
-    Fault::Silence,
-    Fault::CutBefore,
-    Fault::CutBehind,
-];
 
 /// Who takes what another is about to.
 const OTHER: &str = "other.test";
 
 /// What becomes of which call: its method, and what its path and query hold.
-type Spoilt = Option<(&'static str, &'static str, Fault)>;
+type Spoilt = Option<(&'static str, &'static str, Spoil)>;
 
 /// Stands before the real server and spoils one kind of call.
 #[derive(Clone)]
@@ -85,45 +77,48 @@ impl Spoiler {
         api.patch_scale("desk", &PatchParams::default(), &scale).await.unwrap();
     }
 
-    fn of(&self, request: &Request) -> Option<Fault> {
-        let (method, within, fault) = (*self.spoilt.lock().unwrap())?;
+    fn of(&self, request: &Request) -> Option<Spoil> {
+        let (method, within, spoil) = (*self.spoilt.lock().unwrap())?;
         let is_it =
             request.method().as_str() == method && request.uri().to_string().contains(within);
-        is_it.then_some(fault)
+        is_it.then_some(spoil)
     }
 }
 
-/// An answer that says it is longer than it is.
-fn cut() -> Response {
-    let begun = futures::stream::iter([
-        Ok(Bytes::from_static(b"{\"kind\": \"Po")),
-        Err(std::io::Error::other("cut, as told")),
-    ]);
-    Response::new(Body::from_stream(begun))
+fn says(code: u16, text: &str) -> Response {
+    let said = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "message": text, "reason": "InternalError", "code": code});
+    (StatusCode::from_u16(code).unwrap(), said.to_string()).into_response()
+}
+
+/// The words and the environment of the Pod that a call makes.
+async fn echo(request: Request, behind: usize) -> Response {
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let pod: Value = serde_json::from_slice(&body).unwrap();
+    let env = &pod["spec"]["containers"][0]["env"];
+    let env: Vec<_> = env.as_array().unwrap().iter().map(|one| &one["value"]).collect();
+    let as_they_are: String = env.iter().filter_map(|value| value.as_str()).collect();
+    says(422, &format!("{}{as_they_are}{}", "x".repeat(behind), json!(env)))
 }
 
 async fn answer(State(spoiler): State<Spoiler>, request: Request) -> Response {
-    let fault = spoiler.of(&request);
-    match fault {
-        Some(Fault::Answer(code)) => {
-            let said = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
-                "message": "as told", "reason": "InternalError", "code": code});
-            return (StatusCode::from_u16(code).unwrap(), said.to_string()).into_response();
-        }
-        Some(Fault::Silence) => std::future::pending().await,
-        Some(Fault::CutBefore) => return cut(),
-        Some(Fault::Taken) => {
+    let spoil = spoiler.of(&request);
+    match spoil {
+        Some(Spoil::By(Fault::Answer(code))) => return says(code, "as told"),
+        Some(Spoil::Says(code, text)) => return says(code, text),
+        Some(Spoil::Echoes(behind)) => return echo(request, behind).await,
+        Some(Spoil::By(Fault::Silence)) => std::future::pending().await,
+        Some(Spoil::By(Fault::CutBefore)) => return cut(),
+        Some(Spoil::Taken) => {
             spoiler.spoil(None);
             spoiler.take().await;
         }
-        Some(Fault::CutBehind) | None => {}
+        Some(Spoil::By(Fault::CutBehind)) | None => {}
     }
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes().to_vec();
     let answer = spoiler.server.send(Request::from_parts(head, body.into())).await.unwrap();
-    if fault != Some(Fault::CutBehind) {
-        return answer.map(Body::new);
-    }
+    let Some(Spoil::By(Fault::CutBehind)) = spoil else { return answer.map(Body::new) };
     // Only now has the server done all of it.
     answer.into_body().collect().await.unwrap();
     cut()
@@ -180,7 +175,7 @@ impl Bed {
         for Call { method, within, faults } in calls {
             for &fault in *faults {
                 let case = format!("{method} {within} {fault:?}");
-                self.spoiler.spoil(Some((method, within, fault)));
+                self.spoiler.spoil(Some((method, within, Spoil::By(fault))));
                 match self.spoilt.start(host, spec, G1).await {
                     Err(error) => assert!(told(&error, fault), "{case}: {error:?}"),
                     // An answer that nobody needs may be lost.
@@ -205,7 +200,7 @@ impl Bed {
                 let case = format!("{method} {within} {fault:?}");
                 let started = engine.start(host, spec, G1).await.unwrap();
                 let life = Some(&started.life);
-                self.spoiler.spoil(Some((method, within, fault)));
+                self.spoiler.spoil(Some((method, within, Spoil::By(fault))));
                 match self.spoilt.sleep(host, spec, life, Depth::Removed).await {
                     Err(error) => assert!(told(&error, fault), "{case}: {error:?}"),
                     Ok(()) => assert_eq!(fault, Fault::CutBehind, "{case}"),
@@ -239,7 +234,6 @@ fn told(error: &Error, fault: Fault) -> bool {
     let says_it = match fault {
         Fault::Answer(_) => error.to_string().contains("as told"),
         Fault::Silence => matches!(error, Error::Timeout { .. } | Error::Conflict(_)),
-        Fault::Taken => error.to_string().contains(OTHER),
         Fault::CutBefore | Fault::CutBehind => matches!(error, Error::Unreachable(_)),
     };
     // All of it passes by itself.
@@ -272,19 +266,79 @@ async fn a_workload_of_which_one_call_fails_is_scaled_by_the_next() {
     bed.a_sleep_is_made_good(&host, &spec, &calls).await;
 }
 
-/// A server that has just started has not read its Roles, and refuses what it allowed before.
+/// In the words of the server's authorizer.
+const FORBIDDEN: Spoil = Spoil::Says(
+    403,
+    "pods is forbidden: User \"edge\" cannot list resource \"pods\" in API group \"\" at the \
+     cluster scope",
+);
+
+/// A server that has just started has not read its Roles. One that was not away means what it says.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_allowed_before_is_refused_for_now_only() {
+async fn a_server_that_was_away_refuses_for_now_only() {
     let bed = Bed::new("faults-forbidden").await;
-    let forbidden = Some(("GET", "/pods", Fault::Answer(403)));
-    bed.spoiler.spoil(forbidden);
+    let list = async |spoil| {
+        bed.spoiler.spoil(Some(("GET", "/pods", spoil)));
+        bed.spoilt.list().await.unwrap_err()
+    };
+    let refused = list(FORBIDDEN).await;
+    let is_told = matches!(&refused, Error::Invalid(text) if text.contains("deploy/kubernetes"));
+    assert!(is_told, "{refused:?}");
+
+    list(Spoil::By(Fault::Answer(503))).await;
+    let refused = list(FORBIDDEN).await;
+    assert!(matches!(refused, Error::Unreachable(_)), "{refused:?}");
+    // What an admission says is about what was asked for, and no Role would mend it.
+    let admission = "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\"";
+    let refused = list(Spoil::Says(403, admission)).await;
+    assert_eq!(refused, Error::Invalid(admission.to_owned()));
+    bed.spoiler.spoil(Some(("POST", "/pods", Spoil::Says(403, admission))));
+    let refused = bed.spoilt.start(&session("alice.test"), &spec(), G1).await.unwrap_err();
+    assert_eq!(refused, Error::Invalid(admission.to_owned()));
+}
+
+/// What an edge may not see it cannot have marked; what it saw before is there still.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_that_an_edge_has_no_right_to_is_none_of_its() {
+    let bed = Bed::new("faults-kinds").await;
+    bed.bench.make("deployment/desk", "desk", &serving()).await;
+    let (host, spec) = (session("alice.test"), scaled("deployment/desk"));
+    let started = bed.bench.engine.start(&host, &spec, G1).await.unwrap();
+    let away = async || {
+        bed.spoiler.spoil(Some(("GET", "/pods", Spoil::By(Fault::Answer(503)))));
+        bed.spoilt.list().await.unwrap_err();
+    };
+    for was_away in [false, true] {
+        if was_away {
+            away().await;
+        }
+        bed.spoiler.spoil(Some(("GET", "/statefulsets", FORBIDDEN)));
+        assert_eq!(bed.spoilt.list().await.unwrap().len(), 1, "{was_away}");
+    }
+    away().await;
+    bed.spoiler.spoil(Some(("GET", "/deployments", FORBIDDEN)));
     let refused = bed.spoilt.list().await.unwrap_err();
-    assert!(matches!(refused, Error::Invalid(_)), "{refused:?}");
-    bed.spoiler.spoil(None);
-    assert_eq!(bed.spoilt.list().await.unwrap(), []);
-    bed.spoiler.spoil(forbidden);
-    let refused = bed.spoilt.list().await.unwrap_err();
-    assert!(told(&refused, Fault::Answer(403)), "{refused:?}");
+    assert!(matches!(refused, Error::Unreachable(_)), "{refused:?}");
+    bed.bench.engine.sleep(&host, &spec, Some(&started.life), Depth::Removed).await.unwrap();
+}
+
+/// An error is cut, and a value that is cut in two is a secret still.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_part_of_a_secret_is_told() {
+    let bed = Bed::new("faults-secrets").await;
+    let alice = session("alice.test");
+    for secret in ["hunter2-hunter2", "-----BEGIN\n\tKEY-----", "{address}/hunter3", "$(hunter4)"] {
+        let env = [("S".to_owned(), secret.to_owned())].into();
+        let spec = Spec { env, ..spec() };
+        for behind in [0, 590, 4090] {
+            bed.spoiler.spoil(Some(("POST", "/pods", Spoil::Echoes(behind))));
+            let said = bed.spoilt.start(&alice, &spec, G1).await.unwrap_err().to_string();
+            assert!(said.len() < 5000, "{}", said.len());
+            for part in ["hunter", "BEGIN", "KEY", "0.0.0.0"] {
+                assert!(!said.contains(part), "{secret}, {behind}: {said}");
+            }
+        }
+    }
 }
 
 /// Each change is bound to what was read: who was slower takes nothing from who was faster.
@@ -295,9 +349,10 @@ async fn a_workload_that_another_takes_in_between_stays_the_others() {
     let (alice, other) = (session("alice.test"), session(OTHER));
     let (spec, engine) = (scaled("deployment/desk"), &bed.bench.engine);
     for (method, within) in [("PATCH", "/desk"), ("PUT", "/scale")] {
-        bed.spoiler.spoil(Some((method, within, Fault::Taken)));
+        bed.spoiler.spoil(Some((method, within, Spoil::Taken)));
         let refused = bed.spoilt.start(&alice, &spec, G1).await.unwrap_err();
-        assert!(told(&refused, Fault::Taken), "{method}: {refused:?}");
+        let is_told = refused.to_string().contains(OTHER) && refused.is_retryable();
+        assert!(is_told, "{method}: {refused:?}");
         let theirs = engine.start(&other, &spec, G1).await.unwrap();
         assert_eq!(bed.listed().await.len(), 1, "{method}");
         engine.sleep(&other, &spec, Some(&theirs.life), Depth::Removed).await.unwrap();

@@ -12,6 +12,8 @@ mod faults;
 mod given;
 mod restart;
 mod scale;
+#[path = "../support/faults.rs"]
+mod spoilt;
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Deployments and StatefulSets that others made, and a route names.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use dormouse::{
     engine::{
@@ -380,15 +380,43 @@ async fn a_workload_sleeps_when_its_controller_knows() {
     let (host, spec) = (session("frozen.example"), scaled("deployment/desk"));
     bench.make("deployment/desk", "desk", &serving()).await;
     bench.annotate("deployment/desk", FROZEN, Some("yes")).await;
-    let wait = Duration::from_secs(2);
-    let start = tokio::time::timeout(wait, bench.engine.start(&host, &spec, G1)).await;
-    assert!(start.is_err(), "nobody makes its Pod: {start:?}");
-    let mut sleep = Box::pin(bench.sleep(&host, &spec, None, Depth::Stopped));
-    let slept = tokio::time::timeout(wait, &mut sleep).await;
-    assert!(slept.is_err(), "its controller may still make one");
+    {
+        let mut start = pin!(bench.engine.start(&host, &spec, G1));
+        until(&mut start, "it is scaled up", async || bench.replicas("deployment/desk").await == 1)
+            .await;
+    }
+    let mut sleep = pin!(bench.engine.sleep(&host, &spec, None, Depth::Stopped));
+    until(&mut sleep, "it is scaled down", async || bench.replicas("deployment/desk").await == 0)
+        .await;
+    // Its end is not told before its controller has seen that none is wanted.
+    let desk = bench.look("deployment/desk").await;
+    let seen = desk.data["status"]["observedGeneration"].as_i64();
+    assert!(seen < desk.metadata.generation, "{seen:?}");
+    for _ in 0..20 {
+        // Each is a change that its watch tells.
+        until(&mut sleep, "it is written on", async || {
+            bench.annotate("deployment/desk", "test/n", Some("n")).await;
+            true
+        })
+        .await;
+    }
     bench.annotate("deployment/desk", FROZEN, None).await;
-    sleep.await;
+    sleep.await.unwrap();
+    let desk = bench.look("deployment/desk").await;
+    assert_eq!(desk.data["status"]["observedGeneration"].as_i64(), desk.metadata.generation);
     assert_eq!(bench.pods().await.list(&Default::default()).await.unwrap().items, []);
+}
+
+/// Drives `call`, which must not end before it is so.
+async fn until<T: std::fmt::Debug>(
+    call: &mut (impl Future<Output = T> + Unpin),
+    what: &str,
+    is_so: impl AsyncFnMut() -> bool,
+) {
+    tokio::select! {
+        ended = call => panic!("it has ended, and never: {what}: {ended:?}"),
+        () = eventually(what, is_so) => {}
+    }
 }
 
 #[tokio::test]

@@ -23,12 +23,17 @@ use tokio_util::task::TaskTracker;
 pub(crate) const TOKEN: &str = "fly-secret-of-the-test";
 
 /// What a request gets instead of its answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fault {
     Status(u16, &'static str),
     Text(&'static str),
     /// It is done, and only the answer is this.
     Behind(&'static str),
+    /// It says what it was given: this, its body, and then `behind`.
+    Echo {
+        status: u16,
+        behind: &'static str,
+    },
     Hang,
 }
 
@@ -36,10 +41,14 @@ pub(crate) enum Fault {
 pub(crate) struct World {
     pub(crate) machines: BTreeMap<String, Machine>,
     pub(crate) volumes: BTreeMap<String, Value>,
+    /// What is listed beside the machines.
+    pub(crate) strange: Vec<Value>,
     /// By method and action (`POST start`), used up in their order.
     pub(crate) faults: HashMap<&'static str, VecDeque<Fault>>,
     /// Requests as `METHOD action`.
     pub(crate) asked: Vec<String>,
+    /// Lists of all machines.
+    pub(crate) lists: usize,
     /// Requests over the limit.
     pub(crate) limited: usize,
     buckets: HashMap<String, (f64, Instant)>,
@@ -139,7 +148,7 @@ impl Machine {
         Some(command)
     }
 
-    fn json(&self, id: &str) -> Value {
+    pub(crate) fn json(&self, id: &str) -> Value {
         json!({
             "id": id, "name": self.name, "state": self.state, "instance_id": format!("i{id}"),
             "private_ip": self.ip.to_string(), "config": self.config, "events": self.events,
@@ -175,22 +184,33 @@ async fn answer(
         }
         world.faults.get_mut(key.as_str()).and_then(VecDeque::pop_front)
     };
-    match &fault {
+    match fault {
         Some(Fault::Hang) => return std::future::pending().await,
-        Some(Fault::Status(status, text)) => return fail(*status, text),
+        Some(Fault::Status(status, text)) => return fail(status, text),
         Some(Fault::Text(text)) => return text.into_response(),
+        Some(Fault::Echo { status, behind }) => {
+            return fail(status, &format!("{}{behind}", told(&body)));
+        }
         Some(Fault::Behind(_)) | None => {}
     }
     let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let nonce = headers.get("fly-machine-lease-nonce").and_then(|nonce| nonce.to_str().ok());
-    if (method.as_str(), action) == ("GET", "wait") {
-        return wait(&shared, id, uri.query().unwrap_or_default()).await;
-    }
-    let answer = shared.act(method.as_str(), id, action, &body, nonce);
+    let answer = match (method.as_str(), action) {
+        ("GET", "wait") => wait(&shared, id, uri.query().unwrap_or_default()).await,
+        (method, _) => shared.act(method, id, action, &body, nonce),
+    };
     match fault {
         Some(Fault::Behind(text)) => text.into_response(),
         _ => answer,
     }
+}
+
+/// The environment in a body, up to the length where an error is cut.
+fn told(body: &[u8]) -> String {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let env = body["config"]["env"].as_object().cloned().unwrap_or_default();
+    let env: Vec<_> = env.values().filter_map(Value::as_str).collect();
+    format!("{}{}", "x".repeat(290), env.join(" "))
 }
 
 async fn wait(shared: &Shared, id: &str, query: &str) -> Response {
@@ -217,6 +237,11 @@ async fn wait(shared: &Shared, id: &str, query: &str) -> Response {
 }
 
 impl World {
+    /// As if nobody had asked for anything for a while.
+    pub(crate) fn forgive(&mut self) {
+        self.buckets.clear();
+    }
+
     fn may(&mut self, of: String, interval: Duration) -> bool {
         let (tokens, last) = self.buckets.entry(of).or_insert((3.0, Instant::now()));
         *tokens = (*tokens + last.elapsed().as_secs_f64() / interval.as_secs_f64()).min(3.0);
@@ -273,7 +298,7 @@ impl Shared {
             return world.volumes(method, body);
         }
         if id.is_empty() {
-            return if method == "POST" { self.create(&mut world, body) } else { list(&world) };
+            return if method == "POST" { self.create(&mut world, body) } else { list(&mut world) };
         }
         let Some(machine) = world.machines.get_mut(id) else {
             return fail(404, "machine not found");
@@ -393,9 +418,10 @@ fn ok(value: &Value) -> Response {
     ([JSON], value.to_string()).into_response()
 }
 
-fn list(world: &World) -> Response {
-    let all: Vec<_> = world.machines.iter().map(|(id, machine)| machine.json(id)).collect();
-    ok(&Value::Array(all))
+fn list(world: &mut World) -> Response {
+    world.lists += 1;
+    let machines = world.machines.iter().map(|(id, machine)| machine.json(id));
+    ok(&Value::Array(machines.chain(world.strange.iter().cloned()).collect()))
 }
 
 fn fail(status: u16, text: &str) -> Response {

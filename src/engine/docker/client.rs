@@ -135,7 +135,7 @@ impl Refused {
     }
 
     /// Without any of these values: a daemon may repeat what it was given.
-    pub(super) fn without<'a>(self, secrets: impl Iterator<Item = &'a String>) -> Self {
+    pub(super) fn without(self, secrets: &[String]) -> Self {
         match self {
             Self::Answer { status, text } => Self::Answer { status, text: without(text, secrets) },
             Self::Engine(error) => Self::Engine(error),

@@ -3,7 +3,11 @@
 //! Pure. What is not asked for is not given: no capability, no new privilege, no writable root,
 //! no restart behind our back.
 
-use std::{collections::HashMap, hash::Hasher, net::IpAddr};
+use std::{
+    collections::HashMap,
+    hash::Hasher,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, PortBinding,
@@ -12,7 +16,7 @@ use bollard::models::{
 use fnv::FnvHasher;
 
 use crate::{
-    engine::Error,
+    engine::{Error, filled},
     session::{Generation, SessionId, Spec},
 };
 
@@ -153,10 +157,12 @@ impl Template<'_> {
     }
 
     fn filled(&self, text: &str) -> String {
-        let port = port(self.spec).to_string();
-        text.replace("{address}", &format!("0.0.0.0:{port}"))
-            .replace("{host}", "0.0.0.0")
-            .replace("{port}", &port)
+        filled(text, Ipv4Addr::UNSPECIFIED.into(), port(self.spec))
+    }
+
+    /// What a daemon that repeats what it was given may give away.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        self.spec.env.values().map(|value| self.filled(value)).collect()
     }
 }
 

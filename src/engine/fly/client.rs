@@ -23,7 +23,9 @@ use crate::engine::{Error, without};
 
 /// The most that an answer may be long: a list of some thousand machines.
 const ANSWER_MAX: usize = 16 << 20;
-/// The most of an answer that an error repeats, in characters.
+/// The most of an answer that is kept to be told, in characters.
+const RAW_MAX: usize = 16 << 10;
+/// The most of it that an error repeats.
 const TEXT_MAX: usize = 300;
 const IDLE_MAX: usize = 8;
 const IDLE_FOR: Duration = Duration::from_secs(30);
@@ -43,34 +45,58 @@ pub(super) struct Client {
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) status: Option<u16>,
-    pub(super) text: String,
+    /// What Fly calls it, where it does: `insufficient_capacity`, `name_taken`.
+    word: String,
+    text: String,
 }
 
 impl Refused {
     fn unreachable(text: impl Into<String>) -> Self {
-        Self { status: None, text: text.into() }
+        Self { status: None, word: String::new(), text: text.into() }
     }
 
-    /// Leased by another, of another version, or in a state that passes.
+    /// `{"error": …, "status": …}`, or the beginning of whatever it is.
+    fn answered(status: u16, answer: &[u8]) -> Self {
+        let value: Value = serde_json::from_slice(answer).unwrap_or_default();
+        let text = match value["error"].as_str() {
+            Some(text) => text.into(),
+            None => String::from_utf8_lossy(answer),
+        };
+        let word = value["status"].as_str().unwrap_or_default().to_owned();
+        Self { status: Some(status), word, text: text.chars().take(RAW_MAX).collect() }
+    }
+
+    /// Leased by another, of another version, in a state that passes, or without room for now.
     pub(super) fn is_in_the_way(&self) -> bool {
         matches!(self.status, Some(408 | 409 | 412 | 423))
-            || self.says("lease")
-            || self.says("replac")
-            || self.says("insufficient")
+            || self.word == "insufficient_capacity"
+            || ["lease", "replac", "insufficient"].iter().any(|word| self.says(word))
     }
 
-    pub(super) fn says(&self, word: &str) -> bool {
+    pub(super) fn is_name_taken(&self) -> bool {
+        self.word == "name_taken" || (self.says("name") && self.says("already"))
+    }
+
+    fn says(&self, word: &str) -> bool {
         matches!(self.status, Some(400 | 422)) && self.text.to_lowercase().contains(word)
     }
 
-    pub(super) fn without<'a>(self, secrets: impl Iterator<Item = &'a String>) -> Self {
+    /// What an error repeats of it.
+    pub(super) fn told(&self) -> String {
+        let plain = self.text.chars().map(|c| if c.is_control() { ' ' } else { c });
+        plain.take(TEXT_MAX).collect()
+    }
+
+    /// Without any of these values, before one is cut in two and no longer known.
+    pub(super) fn without(self, secrets: &[String]) -> Self {
         Self { text: without(self.text, secrets), ..self }
     }
 }
 
 impl From<Refused> for Error {
-    fn from(Refused { status, text }: Refused) -> Self {
-        match status {
+    fn from(refused: Refused) -> Self {
+        let text = refused.told();
+        match refused.status {
             None => Error::Unreachable(text),
             Some(401 | 403) => {
                 Error::Invalid(format!("Fly does not take the token for this app: {text}"))
@@ -134,7 +160,7 @@ impl Client {
     ) -> Result<Value, Refused> {
         let path = format!("{}/{of}", self.base);
         loop {
-            self.turn(format!("{method} {of}")).await;
+            self.turn(&format!("{method} {of}")).await;
             let answered = timeout(SILENCE, self.ask(method, &path, query, body.as_ref(), nonce));
             let answered = answered.await;
             match answered.unwrap_or_else(|_| Err(Refused::unreachable("no answer"))) {
@@ -175,7 +201,7 @@ impl Client {
             read.map_err(|_| Refused::unreachable("its answer was cut off, or is too long"))?;
         let read = read.to_bytes();
         if !status.is_success() {
-            return Err(Refused { status: Some(status.as_u16()), text: said(&read) });
+            return Err(Refused::answered(status.as_u16(), &read));
         }
         if read.trim_ascii().is_empty() {
             return Ok(Value::Null);
@@ -184,26 +210,24 @@ impl Client {
             .map_err(|e| Refused::unreachable(format!("half an answer, or none of JSON: {e}")))
     }
 
-    /// Waits until this action may be asked of this machine again.
-    async fn turn(&self, of: String) {
-        let now = Instant::now();
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, next| now < *next);
-            let turn = turns.get(&of).map_or(now, |next| now.max(*next));
-            turns.insert(of, turn + self.interval);
-            turn
-        };
-        sleep_until(turn).await;
+    /// Waits until this action may be asked of this machine again. Who gives up takes no turn.
+    async fn turn(&self, of: &str) {
+        while let Err(next) = self.take_turn(of) {
+            sleep_until(next).await;
+        }
     }
-}
 
-/// `{"error": …}`, or the beginning of whatever it is.
-fn said(answer: &[u8]) -> String {
-    let value: Option<Value> = serde_json::from_slice(answer).ok();
-    let error = value.as_ref().and_then(|value| value["error"].as_str());
-    let text = error.map_or_else(|| String::from_utf8_lossy(answer).into_owned(), str::to_owned);
-    text.chars().take(TEXT_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    /// When to try again, where it is too early.
+    fn take_turn(&self, of: &str) -> Result<(), Instant> {
+        let now = Instant::now();
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, next| now < *next);
+        if let Some(next) = turns.get(of) {
+            return Err(*next);
+        }
+        turns.insert(of.to_owned(), now + self.interval);
+        Ok(())
+    }
 }
 
 fn https() -> Hyper<HttpsConnector<HttpConnector>, Full<Bytes>> {

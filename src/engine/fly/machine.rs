@@ -1,47 +1,67 @@
 //! What Fly says of a machine, and what it is told to make one.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Config, PORT, volume::Volume};
+use super::{Config, Public, volume::Volume};
 use crate::{
-    engine::{Error, Health, Instance, InstanceState, Life},
+    engine::{Error, Health, Instance, InstanceState, Life, filled},
     session::{Depth, Generation, SessionId, Spec},
 };
 
 const OWNER: &str = "dormouse_owner";
 const SESSION: &str = "dormouse_session";
 const GENERATION: &str = "dormouse_generation";
+/// The port of an instance whose route says none.
+const PORT: u16 = 8080;
 /// Characters of a digest, 5 bits each.
 pub(super) const DIGEST: usize = 16;
 
 /// All optional: an answer of tomorrow, or half of one, is still read.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Machine {
+    #[serde(deserialize_with = "or_empty")]
     pub(super) id: String,
+    #[serde(deserialize_with = "or_empty")]
     pub(super) state: String,
+    #[serde(deserialize_with = "or_empty")]
     pub(super) instance_id: String,
     private_ip: Option<String>,
     config: Option<MachineConfig>,
     events: Option<Vec<MachineEvent>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct MachineConfig {
-    metadata: Option<BTreeMap<String, String>>,
+    metadata: Option<BTreeMap<String, Value>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct MachineEvent {
+    #[serde(deserialize_with = "or_empty")]
     id: String,
+    #[serde(deserialize_with = "or_empty")]
     r#type: String,
+    #[serde(deserialize_with = "or_empty")]
     timestamp: u64,
+}
+
+/// `null` is what is not there.
+pub(super) fn or_empty<'de, T, D>(value: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
 /// The states of the API, by what can be done about them.
@@ -64,6 +84,27 @@ impl Machine {
         Ok(Some(machine).filter(|machine| !machine.id.is_empty()))
     }
 
+    /// Those of a list that are there. One that cannot be read is an error where it is `owner`'s,
+    /// and nobody's otherwise: others may have what they like in their app.
+    pub(super) fn read_all(listed: Value, owner: &str) -> Result<Vec<Self>, Error> {
+        let Value::Array(listed) = listed else {
+            return Err(Error::Failed("Fly listed machines as something else than a list".into()));
+        };
+        let mut all = Vec::new();
+        for value in listed {
+            let is_ours = value["config"]["metadata"][OWNER] == owner;
+            let id = value["id"].as_str().unwrap_or("without an id").to_owned();
+            match Self::read(value) {
+                Ok(machine) => all.extend(machine.filter(|machine| !machine.is_gone())),
+                Err(error) if is_ours => {
+                    return Err(Error::Failed(format!("machine {id}: {error}")));
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(all)
+    }
+
     pub(super) fn kind(&self) -> State {
         match self.state.as_str() {
             "started" => State::Started,
@@ -80,7 +121,7 @@ impl Machine {
     }
 
     fn metadata(&self, key: &str) -> Option<&str> {
-        self.config.as_ref()?.metadata.as_ref()?.get(key).map(String::as_str)
+        self.config.as_ref()?.metadata.as_ref()?.get(key)?.as_str()
     }
 
     pub(super) fn session(&self, owner: &str) -> Option<SessionId> {
@@ -148,17 +189,18 @@ pub(super) fn create(
         "auto_destroy": false,
     });
     if !spec.command.is_empty() {
-        let command: Vec<_> = spec.command.iter().map(|word| filled(spec, word)).collect();
+        let command: Vec<_> = spec.command.iter().map(|word| told(spec, word)).collect();
         machine["init"] = json!({ "cmd": command });
     }
-    if config.public.is_some() {
+    if let Some(Public { tls, port, .. }) = config.public {
+        let handlers = if tls { &["tls", "http"][..] } else { &["http"] };
         machine["services"] = json!([{
-            "internal_port": spec.port.unwrap_or(PORT),
+            "internal_port": port_of(spec),
             "protocol": "tcp",
             // Who wakes it and puts it to sleep is the edge.
             "autostart": false,
             "autostop": "off",
-            "ports": [{ "port": 443, "handlers": ["tls", "http"] }],
+            "ports": [{ "port": port, "handlers": handlers }],
         }]);
     }
     if let Some((volume, path)) = volume {
@@ -172,9 +214,20 @@ pub(super) fn create(
     Ok(body)
 }
 
+/// What the route says goes before what is said of ourselves.
 fn env<'a>(session: &SessionId, spec: &'a Spec) -> BTreeMap<&'a str, String> {
-    let of_route = spec.env.iter().map(|(name, value)| (&**name, filled(spec, value)));
-    of_route.chain([("DORMOUSE_SESSION", session.host().to_owned())]).collect()
+    let of_route = spec.env.iter().map(|(name, value)| (&**name, told(spec, value)));
+    [("DORMOUSE_SESSION", session.host().to_owned())].into_iter().chain(of_route).collect()
+}
+
+/// What an API that repeats what it was given may give away.
+pub(super) fn secrets(spec: &Spec) -> Vec<String> {
+    spec.env.values().map(|value| told(spec, value)).collect()
+}
+
+/// The port that the instance listens on.
+pub(super) fn port_of(spec: &Spec) -> u16 {
+    spec.port.unwrap_or(PORT)
 }
 
 /// A machine's size.
@@ -188,11 +241,8 @@ pub(super) fn guest(spec: &Spec) -> Value {
 }
 
 /// On every address, so on that of the 6PN, too.
-fn filled(spec: &Spec, text: &str) -> String {
-    let port = spec.port.unwrap_or(PORT);
-    text.replace("{address}", &format!("[::]:{port}"))
-        .replace("{host}", "::")
-        .replace("{port}", &port.to_string())
+fn told(spec: &Spec, text: &str) -> String {
+    filled(text, Ipv6Addr::UNSPECIFIED.into(), port_of(spec))
 }
 
 /// Of two texts that belong together, in letters and digits: as many bits as the length of a

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     Config,
-    machine::{DIGEST, digest, guest},
+    machine::{DIGEST, digest, guest, or_empty},
 };
 use crate::{engine::Error, session::Spec};
 
@@ -16,10 +16,14 @@ const NAME_MAX: usize = 30;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Volume {
+    #[serde(deserialize_with = "or_empty")]
     pub(super) id: String,
     /// A machine must be where its volume is.
+    #[serde(deserialize_with = "or_empty")]
     pub(super) region: String,
+    #[serde(deserialize_with = "or_empty")]
     name: String,
+    #[serde(deserialize_with = "or_empty")]
     state: String,
 }
 

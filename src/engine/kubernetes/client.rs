@@ -4,11 +4,11 @@
 mod apps;
 
 use std::{
-    collections::BTreeSet,
-    sync::{Mutex as Lock, PoisonError},
+    sync::{Mutex as Lock, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures::{Stream, StreamExt as _};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::core::v1::{PersistentVolumeClaim, Pod},
@@ -21,9 +21,9 @@ use kube::{
     runtime::watcher,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
-use super::{Config, SETTLE};
+use super::{Config, SETTLE, workload::Kind};
 use crate::engine::Error;
 
 /// A watch on which nothing comes for so long is opened anew: a server sends bookmarks about once a
@@ -31,8 +31,10 @@ use crate::engine::Error;
 const SILENCE: Duration = Duration::from_secs(150);
 /// How many Pods one page of a list has.
 const PAGE: u32 = 500;
-/// No more of a server's text is passed on.
-const TEXT_MAX: usize = 600;
+/// No more of a server's text is kept, in characters.
+const TEXT_MAX: usize = 16 << 10;
+/// For how long after an outage a server may refuse everybody: it has not read its Roles.
+const AFTER_OUTAGE: Duration = Duration::from_secs(10);
 const GRANT: &str = "deploy/kubernetes has the Role that an edge needs";
 
 /// An API server, connected to when it is first asked.
@@ -43,8 +45,16 @@ pub(super) struct Client {
     namespace: Option<String>,
     call_timeout: Duration,
     connected: Mutex<Option<Connected>>,
-    /// The calls that were allowed once.
-    allowed: Lock<BTreeSet<&'static str>>,
+    past: Lock<Past>,
+}
+
+/// What the server did, by which a refusal is understood.
+#[derive(Debug, Default)]
+struct Past {
+    /// When it was last out of reach.
+    away: Option<Instant>,
+    /// Of what it has given a list.
+    listed: Vec<Kind>,
 }
 
 /// A client and the namespace that everything is in.
@@ -68,7 +78,7 @@ impl Client {
             namespace: config.namespace.clone(),
             call_timeout: config.call_timeout,
             connected: Mutex::default(),
-            allowed: Lock::default(),
+            past: Lock::default(),
         }
     }
 
@@ -97,7 +107,7 @@ impl Client {
         // who calls tries again sooner, and says why.
         config.default_retry = false;
         let namespace = self.namespace.clone().unwrap_or(config.default_namespace.clone());
-        let client = kube::Client::try_from(config).map_err(|error| refused(error, "connect"))?;
+        let client = kube::Client::try_from(config).map_err(|error| failed(error, "connect"))?;
         Ok(Connected { client, namespace })
     }
 
@@ -148,28 +158,37 @@ impl Client {
         call: &'static str,
         asked: impl Future<Output = Result<T, ApiError>>,
     ) -> Result<T, Refused> {
-        let refused = match tokio::time::timeout(self.call_timeout, asked).await {
-            Ok(Ok(answer)) => {
-                self.allowed().insert(call);
-                return Ok(answer);
+        match tokio::time::timeout(self.call_timeout, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.refused(error, call).await),
+            Err(_) => Err(Refused::Engine(Error::Timeout { call, after: self.call_timeout })),
+        }
+    }
+
+    /// What this error means, as things are; the next call is told of it.
+    async fn refused(&self, error: ApiError, call: &'static str) -> Refused {
+        let refused = match error {
+            ApiError::Api(status) if is_of_roles(&status) && self.was_away() => {
+                Refused::ForNow(status)
             }
-            Ok(Err(ApiError::Api(status)))
-                if status.code == 403 && self.allowed().contains(call) =>
-            {
-                Refused::Engine(for_now(answered(&status)))
-            }
-            Ok(Err(ApiError::Api(status))) => Refused::Answer(status),
-            Ok(Err(error)) => Refused::Engine(refused(error, call)),
-            Err(_) => Refused::Engine(Error::Timeout { call, after: self.call_timeout }),
+            ApiError::Api(status) => Refused::Answer(status),
+            error => Refused::Engine(failed(error, call)),
         };
         if refused.code() == Some(401) {
             self.forget().await;
         }
-        Err(refused)
+        if refused.is_outage() {
+            self.past().away = Some(Instant::now());
+        }
+        refused
     }
 
-    fn allowed(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
-        self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn was_away(&self) -> bool {
+        self.past().away.is_some_and(|away| away.elapsed() < AFTER_OUTAGE)
+    }
+
+    fn past(&self) -> MutexGuard<'_, Past> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The credentials may be others by now: they are read anew for the next call.
@@ -255,25 +274,47 @@ impl Client {
         }
     }
 
-    /// A watch that failed goes on by itself, unless nothing will mend it; what it is in trouble
-    /// with is then in `trouble`. What it was allowed once it may again: a server that has just
-    /// started refuses everybody until it has read its Roles.
-    pub(super) async fn survive(
+    /// What a watch tells next. One that failed goes on by itself, unless nothing will mend it;
+    /// what it is in trouble with meanwhile is in `trouble`. What it has `looked` at once it may
+    /// look at again.
+    pub(super) async fn next<T>(
         &self,
-        error: watcher::Error,
+        mut watch: impl Stream<Item = watcher::Result<T>> + Unpin,
         looked: bool,
         trouble: &mut Option<Error>,
-    ) -> Result<(), Error> {
-        let (error, is_unknown) = unwatched(error);
-        if is_unknown {
-            self.forget().await;
+    ) -> Result<T, Error> {
+        loop {
+            match watch.next().await {
+                Some(Ok(told)) => {
+                    *trouble = None;
+                    return Ok(told);
+                }
+                Some(Err(error)) => {
+                    let error = Error::from(self.unwatched(error).await);
+                    if !error.is_retryable() && !looked {
+                        return Err(error);
+                    }
+                    *trouble = Some(error);
+                    tokio::time::sleep(SETTLE).await;
+                }
+                None => return Err(Error::Failed("a watch has ended".to_owned())),
+            }
         }
-        if !error.is_retryable() && !looked {
-            return Err(error);
-        }
-        *trouble = Some(error);
-        tokio::time::sleep(SETTLE).await;
-        Ok(())
+    }
+
+    /// What the end of a watch means.
+    pub(super) async fn unwatched(&self, error: watcher::Error) -> Refused {
+        use watcher::Error::{
+            InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
+        };
+        let error = match error {
+            InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => error,
+            WatchError(status) => ApiError::Api(status),
+            NoResourceVersion => {
+                return Refused::Engine(Error::Failed("a list has no version".to_owned()));
+            }
+        };
+        self.refused(error, "watch").await
     }
 
     pub(super) async fn all<K>(&self) -> Result<Api<K>, Error>
@@ -289,15 +330,25 @@ impl Client {
 pub(super) enum Refused {
     /// It answered so.
     Answer(Box<Status>),
+    /// It answered so, and may answer otherwise when it has read its Roles.
+    ForNow(Box<Status>),
     /// It did not answer.
     Engine(Error),
 }
 
 impl Refused {
-    fn code(&self) -> Option<u16> {
+    pub(super) fn code(&self) -> Option<u16> {
         match self {
-            Self::Answer(status) => Some(status.code),
+            Self::Answer(status) | Self::ForNow(status) => Some(status.code),
             Self::Engine(_) => None,
+        }
+    }
+
+    fn is_outage(&self) -> bool {
+        match self {
+            Self::Answer(status) => matches!(answered(status), Error::Unreachable(_)),
+            Self::ForNow(_) => false,
+            Self::Engine(error) => matches!(error, Error::Unreachable(_)),
         }
     }
 }
@@ -306,14 +357,18 @@ impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Answer(status) => answered(&status),
+            Refused::ForNow(status) => Error::Unreachable(format!(
+                "the API server has come back a moment ago and refuses: {}",
+                said(&status)
+            )),
             Refused::Engine(error) => error,
         }
     }
 }
 
 /// What an answer of the API server means.
-pub(super) fn answered(status: &Status) -> Error {
-    let text: String = status.message.trim().chars().take(TEXT_MAX).collect();
+fn answered(status: &Status) -> Error {
+    let text = said(status);
     match status.code {
         401 => Error::Invalid(format!(
             "the API server does not know us: {text}; look at the kubeconfig's user or the \
@@ -321,10 +376,11 @@ pub(super) fn answered(status: &Status) -> Error {
         )),
         // A quota can have room again.
         403 if text.contains("exceeded quota") => Error::Conflict(text),
-        403 => Error::Invalid(format!("{text}; {GRANT}")),
+        403 if is_of_roles(status) => Error::Invalid(format!("{text}; {GRANT}")),
         404 => Error::Missing(text),
         409 => Error::Conflict(text),
-        400 | 422 => Error::Invalid(text),
+        // An admission's 403 is about what was asked for.
+        400 | 403 | 422 => Error::Invalid(text),
         code @ (408 | 429 | 500..) => {
             Error::Unreachable(format!("the API server answered {code}: {text}"))
         }
@@ -332,21 +388,20 @@ pub(super) fn answered(status: &Status) -> Error {
     }
 }
 
-/// What was allowed once may be so again: a server that has just started refuses everybody until
-/// it has read its Roles.
-fn for_now(refusal: Error) -> Error {
-    match refusal {
-        Error::Invalid(text) => {
-            Error::Unreachable(format!("the API server allowed it before: {text}"))
-        }
-        other => other,
-    }
+fn said(status: &Status) -> String {
+    status.message.trim().chars().take(TEXT_MAX).collect()
+}
+
+/// Whether it is a refusal for want of a right, in the words of the server's authorizer
+/// (`responsewriters/errors.go`): `… is forbidden: User "edge" cannot list resource "pods" …`.
+fn is_of_roles(status: &Status) -> bool {
+    let is_so = |said: &str| said.contains(": User \"") && said.contains(" cannot ");
+    status.code == 403 && is_so(&status.message)
 }
 
 /// What a call that was not answered means.
-fn refused(error: ApiError, call: &'static str) -> Error {
+fn failed(error: ApiError, call: &'static str) -> Error {
     match error {
-        ApiError::Api(status) => answered(&status),
         ApiError::InferConfig(_) | ApiError::Auth(_) | ApiError::RustlsTls(_) => {
             Error::Invalid(with_causes(&error))
         }
@@ -354,23 +409,6 @@ fn refused(error: ApiError, call: &'static str) -> Error {
             Error::Unreachable(with_causes(&error))
         }
         error => Error::Failed(format!("{call}: {}", with_causes(&error))),
-    }
-}
-
-/// What the end of a watch means, and whether it is for want of credentials.
-pub(super) fn unwatched(error: watcher::Error) -> (Error, bool) {
-    use watcher::Error::{
-        InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
-    };
-    match error {
-        InitialListFailed(ApiError::Api(status)) | WatchStartFailed(ApiError::Api(status)) => {
-            (answered(&status), status.code == 401)
-        }
-        WatchError(status) => (answered(&status), status.code == 401),
-        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
-            (refused(error, "watch pods"), false)
-        }
-        NoResourceVersion => (Error::Failed("a list of pods has no version".to_owned()), false),
     }
 }
 

@@ -18,11 +18,7 @@ use kube::{
 };
 use tokio::time::sleep;
 
-use super::{
-    client::{Client, unwatched},
-    template,
-    workload::Kind,
-};
+use super::{brief, client::Client, template, workload::Kind};
 use crate::{
     engine::{EngineEvent, Error},
     session::SessionId,
@@ -102,7 +98,7 @@ impl Feed {
                     self.watch = Some(watcher(objects, config).boxed());
                     None
                 }
-                Err(error) => self.lost(&error).await,
+                Err(error) => self.lost(&brief(error)).await,
             };
         };
         match watch.next().await {
@@ -120,12 +116,11 @@ impl Feed {
                 }
             }
             Some(Err(error)) => {
-                let (error, is_unknown) = unwatched(error);
-                if is_unknown {
+                let refused = self.client.unwatched(error).await;
+                if refused.code() == Some(401) {
                     self.watch = None;
-                    self.client.forget().await;
                 }
-                self.lost(&error).await
+                self.lost(&brief(refused.into())).await
             }
             None => {
                 self.watch = None;

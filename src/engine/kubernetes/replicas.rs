@@ -119,29 +119,24 @@ impl Watch {
 
     /// Waits for the next change; at first, for the first look. Why none comes is in `trouble`.
     pub(super) async fn next(&mut self, trouble: &mut Option<Error>) -> Result<&Replicas, Error> {
-        while let Some(event) = self.events.next().await {
-            if event.is_ok() {
-                *trouble = None;
-            }
-            match event {
-                Ok(Event::Init) => self.seen = Replicas::default(),
-                Ok(Event::InitApply(pod)) => self.see(pod).await?,
-                Ok(Event::InitDone) => {
+        loop {
+            match self.client.next(&mut self.events, self.looked, trouble).await? {
+                Event::Init => self.seen = Replicas::default(),
+                Event::InitApply(pod) => self.see(pod).await?,
+                Event::InitDone => {
                     self.looked = true;
                     return Ok(&self.seen);
                 }
-                Ok(Event::Apply(pod)) => {
+                Event::Apply(pod) => {
                     self.see(pod).await?;
                     return Ok(&self.seen);
                 }
-                Ok(Event::Delete(pod)) => {
+                Event::Delete(pod) => {
                     self.seen.0.remove(pod.metadata.uid.as_deref().unwrap_or_default());
                     return Ok(&self.seen);
                 }
-                Err(error) => self.client.survive(error, self.looked, trouble).await?,
             }
         }
-        Err(Error::Failed("the watch of a workload's pods has ended".to_owned()))
     }
 
     async fn see(&mut self, pod: Pod) -> Result<(), Error> {

@@ -7,7 +7,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{TryStreamExt as _, stream};
 use kube::runtime::watcher::watch_object;
 use tokio::time::{sleep, timeout};
 
@@ -166,23 +166,17 @@ impl Kubernetes {
     ) -> Result<(), Error> {
         let api = self.client.workloads(reference.kind).await?;
         let mut watch = pin!(watch_object(api, &reference.name));
-        while let Some(look) = watch.next().await {
-            match look {
-                Ok(None) => return Ok(()),
-                Ok(Some(object)) => {
-                    let workload = Workload::new(reference.kind, object);
-                    if workload.replicas > 0 {
-                        let text = format!("{reference} was scaled up while it went to sleep");
-                        return Err(Error::Conflict(text));
-                    }
-                    if workload.is_obeyed() {
-                        return Ok(());
-                    }
-                }
-                Err(error) => self.client.survive(error, true, trouble).await?,
+        while let Some(object) = self.client.next(&mut watch, true, trouble).await? {
+            let workload = Workload::new(reference.kind, object);
+            if workload.replicas > 0 {
+                let text = format!("{reference} was scaled up while it went to sleep");
+                return Err(Error::Conflict(text));
+            }
+            if workload.is_obeyed() {
+                break;
             }
         }
-        Err(Error::Failed("the watch of a workload has ended".to_owned()))
+        Ok(())
     }
 
     /// Takes the marks off, unless it is awake again or another's by now.

@@ -3,7 +3,7 @@
 //! Pure. What is not asked for is not given: no capability, no new privilege, no writable root, no
 //! token of the API server, no restart behind our back.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr};
 
 use k8s_openapi::{
     api::core::v1::{
@@ -17,7 +17,7 @@ use k8s_openapi::{
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    engine::Error,
+    engine::{Error, filled},
     session::{Generation, SessionId, Spec},
 };
 
@@ -206,14 +206,19 @@ impl Template<'_> {
     fn environment(&self) -> Vec<EnvVar> {
         let variable = |name: &str, value: String| EnvVar {
             name: name.to_owned(),
-            // Kubernetes would expand `$(NAME)`; nobody else does.
-            value: Some(value.replace("$(", "$$(")),
+            value: Some(escaped(&value)),
             value_from: None,
         };
         let own = (!self.spec.env.contains_key(SESSION_VARIABLE))
             .then(|| variable(SESSION_VARIABLE, self.session.host().to_owned()));
         let of_route = self.spec.env.iter().map(|(name, value)| variable(name, self.filled(value)));
         of_route.chain(own).collect()
+    }
+
+    /// What a server that repeats what it was given may give away.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let filled = self.spec.env.values().map(|value| self.filled(value));
+        filled.flat_map(|value| [escaped(&value), value]).collect()
     }
 
     /// Folders in memory, and how large.
@@ -278,11 +283,13 @@ impl Template<'_> {
     }
 
     fn filled(&self, text: &str) -> String {
-        let port = port(self.spec).to_string();
-        text.replace("{address}", &format!("0.0.0.0:{port}"))
-            .replace("{host}", "0.0.0.0")
-            .replace("{port}", &port)
+        filled(text, Ipv4Addr::UNSPECIFIED.into(), port(self.spec))
     }
+}
+
+/// Kubernetes would expand `$(NAME)`; nobody else does.
+fn escaped(value: &str) -> String {
+    value.replace("$(", "$$(")
 }
 
 fn labels(owner: &str) -> BTreeMap<String, String> {

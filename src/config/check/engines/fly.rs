@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::Uri;
+
 use super::{Check, EngineTable};
 use crate::{
     config::{FlyConfig, FlyPublic, engines::FlyTable},
@@ -33,8 +35,7 @@ impl Check<'_> {
             self.found.value(&path("app"), "no name of an app");
         }
         let endpoint = endpoint.unwrap_or_else(|| ENDPOINT.to_owned());
-        let plain = ["http://_api.internal", "http://127.0.0.1", "http://localhost"];
-        if !endpoint.starts_with("https://") && !plain.iter().any(|at| endpoint.starts_with(at)) {
+        if !place(&endpoint).is_some_and(|at| at.tls || at.is_near()) {
             let wrong = "the token needs https://, or http://_api.internal inside 6PN";
             self.found.value(&path("endpoint"), wrong);
         }
@@ -55,19 +56,52 @@ impl Check<'_> {
     }
 }
 
-/// Without TLS only on this machine: there are passwords and cookies in what is sent there.
-fn public_name(url: &str) -> Option<FlyPublic> {
-    let (tls, rest) = match url.split_once("://")? {
-        ("https", rest) => (true, rest),
-        ("http", rest) => (false, rest),
+/// Where a URL points.
+struct Place {
+    tls: bool,
+    host: String,
+    port: u16,
+    path: String,
+}
+
+impl Place {
+    /// Whether what is sent there in clear text stays on this machine or inside the 6PN.
+    fn is_near(&self) -> bool {
+        self.is_here() || self.host == "_api.internal"
+    }
+
+    fn is_here(&self) -> bool {
+        matches!(&*self.host, "127.0.0.1" | "[::1]" | "localhost")
+    }
+}
+
+/// `None` for what is no URL of a server, or has a password in it.
+fn place(url: &str) -> Option<Place> {
+    let uri: Uri = url.parse().ok()?;
+    let tls = match uri.scheme_str()? {
+        "https" => true,
+        "http" => false,
         _ => return None,
     };
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let (host, port) = match rest.split_once(':') {
-        Some((host, port)) => (host, port.parse().ok()?),
-        None => (rest, if tls { 443 } else { 80 }),
+    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'))?;
+    // One that is there must be one: `http` takes a wrong one for none.
+    let written = authority.as_str().strip_prefix(authority.host())?;
+    let port = match written.strip_prefix(':') {
+        Some(port) => port.parse().ok()?,
+        None => {
+            if tls {
+                443
+            } else {
+                80
+            }
+        }
     };
-    let is_local = matches!(host, "127.0.0.1" | "localhost");
-    let host = canonical_host(host).filter(|_| tls || is_local)?;
-    Some(FlyPublic { tls, host: host.to_string(), port })
+    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    Some(Place { tls, host: authority.host().to_ascii_lowercase(), port, path })
+}
+
+/// Without TLS only on this machine: there are passwords and cookies in what is sent there.
+fn public_name(url: &str) -> Option<FlyPublic> {
+    let at = place(url).filter(|at| at.path == "/" && (at.tls || at.is_here()))?;
+    Some(FlyPublic { tls: at.tls, host: canonical_host(&at.host)?.to_string(), port: at.port })
 }

@@ -63,9 +63,18 @@ impl Client {
             match self.pages("list workloads", &api, params).await {
                 Ok(found) => {
                     all.extend(found.into_iter().map(|object| Workload::new(kind, object)));
+                    let listed = &mut self.past().listed;
+                    if !listed.contains(&kind) {
+                        listed.push(kind);
+                    }
                 }
-                Err(refused) if refused.code() == Some(403) => {}
-                Err(refused) => return Err(refused.into()),
+                Err(refused) => match &refused {
+                    Refused::ForNow(_) if self.past().listed.contains(&kind) => {
+                        return Err(refused.into());
+                    }
+                    forbidden if forbidden.code() == Some(403) => {}
+                    _ => return Err(refused.into()),
+                },
             }
         }
         Ok(all)

@@ -16,12 +16,19 @@ impl Check<'_> {
                 "a machine of Fly has no folder of its host: name a volume"
             } else if volume.ends_with(":ro") {
                 "a volume of Fly is always writable"
-            } else if !self.captures.is_empty() && !volume.contains('{') {
-                "a volume of Fly is one machine's, and this route has many: put a capture in its name"
+            } else if !self.is_each_sessions_own(volume) {
+                "a volume of Fly is one machine's, and this route has many: put all its captures \
+                 in the volume's name"
             } else {
                 continue;
             };
             self.found.value(&["instance", "volumes", &index.to_string()], wrong);
         }
+    }
+
+    /// Whether no two sessions of this route have the same name for it.
+    fn is_each_sessions_own(&self, volume: &str) -> bool {
+        let name = volume.split_once(':').map_or(volume, |(name, _)| name);
+        self.captures.iter().all(|capture| name.contains(&format!("{{{capture}}}")))
     }
 }

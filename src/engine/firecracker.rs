@@ -160,13 +160,13 @@ impl Engine for Firecracker {
     }
 
     async fn list(&self) -> Result<Vec<Instance>, Error> {
+        let shared = self.shared.clone();
+        let jailed = move || {
+            let folders = Folder::all(&shared.root)?;
+            Ok(folders.into_iter().map(|folder| shared.jailed(folder)).collect())
+        };
         let mut instances = Vec::new();
-        let folders = Folder::all(&self.shared.root);
-        for folder in folders.map_err(|e| Error::Failed(format!("the state folder: {e}")))? {
-            let folder = self.shared.jailed(folder);
-            let Some(instance) = folder.instance().map_err(|e| disk(&folder, &e))? else {
-                continue;
-            };
+        for (folder, instance) in vm::all(jailed).await? {
             if instance.life.is_some()
                 && let Some(record) = folder.record().map_err(|e| disk(&folder, &e))?
             {

@@ -147,18 +147,15 @@ impl Engine for Qemu {
     }
 
     async fn list(&self) -> Result<Vec<Instance>, Error> {
-        let mut instances = Vec::new();
-        let folders = Folder::all(&self.shared.root);
-        for folder in folders.map_err(|e| Error::Failed(format!("the state folder: {e}")))? {
-            let Some(instance) = folder.instance().map_err(|e| disk(&folder, &e))? else {
-                continue;
-            };
+        let root = self.shared.root.clone();
+        let found = vm::all(move || Folder::all(&root)).await?;
+        let instances = found.into_iter().map(|(folder, instance)| {
             if let Some(life) = &instance.life {
                 self.shared.watch(&instance.session, life.clone(), folder, None);
             }
-            instances.push(instance);
-        }
-        Ok(instances)
+            instance
+        });
+        Ok(instances.collect())
     }
 
     async fn inspect(&self, session: &SessionId, _: &Spec) -> Result<Option<Instance>, Error> {

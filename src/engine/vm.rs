@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::Error;
+use super::{Error, Instance};
 use folder::{Folder, Record};
 
 /// A spec may be that of no route; the machine's own knows its grace.
@@ -29,6 +29,22 @@ pub(super) fn address(ip: Option<&str>, port: u16) -> Result<Option<SocketAddr>,
     let Some(ip) = ip else { return Ok(None) };
     let wrong = |_| Error::Invalid(format!("`{ip}` is no address of a guest"));
     Ok(Some(SocketAddr::new(ip.parse().map_err(wrong)?, port)))
+}
+
+/// Every machine of these folders: a disk's answers, so not waited for where others work.
+pub(super) async fn all(
+    folders: impl FnOnce() -> io::Result<Vec<Folder>> + Send + 'static,
+) -> Result<Vec<(Folder, Instance)>, Error> {
+    let look = move || {
+        let folders = folders().map_err(|e| Error::Failed(format!("the state folder: {e}")))?;
+        let looks = folders.into_iter().filter_map(|folder| match folder.instance() {
+            Ok(instance) => Some(Ok((folder, instance?))),
+            Err(error) => Some(Err(disk(&folder, &error))),
+        });
+        looks.collect()
+    };
+    let looked = tokio::task::spawn_blocking(look).await;
+    looked.unwrap_or_else(|_| Err(Error::Failed("a list panicked half-way".to_owned())))
 }
 
 pub(super) fn disk(folder: &Folder, error: &io::Error) -> Error {

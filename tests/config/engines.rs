@@ -307,6 +307,9 @@ kvm = false
 
     let route = |more: &str| said_of_route(&config, "plain", more);
     let boots = "instance.qemu.kernel = \"vmlinuz\"";
+    let volumes = "instance.volumes = [\"home-{s}:/home\"]\nready.probe = \"http\"";
+    let kept = route(&format!("{boots}\n{volumes}"));
+    assert!(kept.contains("a virtual machine has no volumes here"), "{kept}");
     assert_eq!(route(&format!("{boots}\ninstance.isolation = \"vm\"\nready.probe = \"http\"")), "");
     let error = route(boots);
     assert!(error.contains("the way in is open before the guest listens"), "{error}");

@@ -20,7 +20,7 @@ use crate::engine::Error;
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// A guest that took its machine over may make it write what it likes: no more is read.
 const TALK_MAX: u64 = 4 << 20;
-/// Between two looks at what takes its time.
+/// The least time between two looks at what takes its time.
 const LOOK: Duration = Duration::from_millis(5);
 /// No limit worth the name, in bytes a second: QEMU's own is 128 MiB.
 const BANDWIDTH: u64 = 1 << 40;
@@ -89,8 +89,8 @@ impl Monitor {
 
     /// Waits until all of it is written.
     pub(super) async fn memory_sent(&self, limit: Duration) -> Result<(), Error> {
-        let deadline = Instant::now() + limit;
-        while Instant::now() < deadline {
+        let began = Instant::now();
+        while began.elapsed() < limit {
             let MigrationInfo { status, error_desc, .. } = self.call(qmp::query_migrate {}).await?;
             match status {
                 Some(MigrationStatus::completed) => return Ok(()),
@@ -98,7 +98,7 @@ impl Monitor {
                     let why = error_desc.unwrap_or_else(|| "it could not be written".to_owned());
                     return Err(Error::Failed(format!("the machine's memory: {why}")));
                 }
-                _ => sleep(LOOK).await,
+                _ => sleep(pause(began.elapsed())).await,
             }
         }
         Err(Error::Timeout { call: "migrate", after: limit })
@@ -112,17 +112,41 @@ impl Monitor {
 
     /// Waits until it is read; a machine that cannot read it ends.
     pub(super) async fn memory_taken(&self, limit: Duration) -> Result<(), Error> {
-        let deadline = Instant::now() + limit;
-        while Instant::now() < deadline {
+        let began = Instant::now();
+        while began.elapsed() < limit {
             if self.call(qmp::query_status {}).await?.status != RunState::inmigrate {
                 return Ok(());
             }
-            sleep(LOOK).await;
+            sleep(pause(began.elapsed())).await;
         }
         Err(Error::Timeout { call: "migrate-incoming", after: limit })
     }
 }
 
+/// Until the next look at what has taken so long: all looks together must stay below what is read
+/// of a monitor, however long it takes.
+fn pause(took: Duration) -> Duration {
+    (took / 50).max(LOOK)
+}
+
 fn failed<C: Command>(error: &ExecuteError) -> Error {
     Error::Failed(format!("the machine's monitor refused `{}`: {error}", C::NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An answer to `query-migrate` is about 700 bytes.
+    const ANSWER: u64 = 1024;
+
+    #[test]
+    fn an_hour_of_looks_fits_into_what_is_read_of_a_monitor() {
+        let (mut took, mut looks) = (Duration::ZERO, 0);
+        while took < Duration::from_secs(3600) {
+            took += pause(took);
+            looks += 1;
+        }
+        assert!(looks * ANSWER < TALK_MAX / 2, "{looks}");
+    }
 }

@@ -100,8 +100,9 @@ impl Claims {
         fs::remove_file(part)?;
         match made {
             Ok(()) => {
-                File::open(&self.folder)?.sync_all()?;
+                // It is there for all others, also where the disk cannot say that it stays.
                 self.lock().add(instance.clone(), used);
+                File::open(&self.folder)?.sync_all()?;
                 Ok(Claim::Made)
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

@@ -4,7 +4,7 @@ mod fly;
 mod isolation;
 mod kubernetes;
 mod pool;
-mod qemu;
+mod vm;
 
 use std::net::IpAddr;
 
@@ -15,14 +15,10 @@ use crate::{
         file::instance::{DockerTable, InstanceTable, ListenWord, ProcessTable, Publish},
         template_strings,
     },
-    session::{DockerSpec, FirecrackerSpec, Listen, ProcessSpec, Spec},
+    session::{DockerSpec, Listen, ProcessSpec, Spec},
 };
 
 const CPUS_MAX: f64 = 4096.0;
-/// Less holds no file system worth the name.
-const LAYER_MIN: u64 = 1 << 20;
-/// Beyond what one host has; `mkfs.ext4` alone would write gigabytes.
-const LAYER_MAX: u64 = 64 << 40;
 
 impl Check<'_> {
     pub(super) fn instance(&mut self, table: InstanceTable) -> Spec {
@@ -102,8 +98,8 @@ impl Check<'_> {
                 self.found.value(&["instance", "image"], "nothing says which container").hint =
                     Some(hint.into());
             }
-            Some(EngineKind::Qemu) => self.qemu(&spec.qemu),
-            Some(EngineKind::Firecracker) => self.firecracker(&spec.firecracker),
+            Some(EngineKind::Qemu) => self.qemu(spec),
+            Some(EngineKind::Firecracker) => self.firecracker(spec),
             Some(EngineKind::Kubernetes)
                 if spec.image.is_none() && spec.kubernetes.scale.is_none() =>
             {
@@ -113,27 +109,6 @@ impl Check<'_> {
                     Some(hint.into());
             }
             _ => {}
-        }
-    }
-
-    fn firecracker(&mut self, spec: &FirecrackerSpec) {
-        let FirecrackerSpec { kernel, disk, layer, golden, tap, address, .. } = spec;
-        if kernel.is_none() && golden.is_none() {
-            let wrong = "nothing says what the machine boots";
-            self.found.value(&["instance", "firecracker"], wrong).hint =
-                Some("set instance.firecracker.kernel or instance.firecracker.golden".into());
-        }
-        if tap.is_some() != address.is_some() {
-            let wrong = "`tap` and `address` go together: the guest's address is behind the tap";
-            self.found.value(&["instance", "firecracker"], wrong);
-        }
-        let path = ["instance", "firecracker", "layer"];
-        if layer.is_some() && disk.is_none() {
-            let wrong = "`layer` lies over `disk`, and there is none";
-            self.found.value(&path, wrong).hint = Some("set instance.firecracker.disk".into());
-        }
-        if layer.is_some_and(|size| !(LAYER_MIN..=LAYER_MAX).contains(&size)) {
-            self.found.value(&path, "`layer` is at least 1MiB and at most 64TiB");
         }
     }
 

@@ -31,7 +31,7 @@ use crate::route::{EngineKind, text::DurationText};
 #[serde(deny_unknown_fields)]
 pub(crate) struct EngineTable {
     /// `"process"`: a command per session on this machine. `"docker"`: containers of a Docker
-    /// daemon. `"command"`: whatever a program of your own starts. `"fly"`: machines of a Fly app.
+    /// daemon. `"podman"`: the same of Podman's service. `"command"`: whatever a program of your own starts. `"fly"`: machines of a Fly app.
     /// `"kubernetes"`: Pods of a cluster. `"qemu"`: virtual machines on this one. `"firecracker"`:
     /// microVMs on this one.
     pub(crate) kind: KindWord,
@@ -51,7 +51,8 @@ pub(crate) struct EngineTable {
     pub(crate) firecracker: Option<FirecrackerTable>,
     /// Where the Docker daemon is: `unix:///path`, `tcp://HOST:PORT`, `https://HOST:PORT` (TLS) or
     /// `ssh://[USER@]HOST[:PORT]`. Default: `DOCKER_HOST` (with `DOCKER_TLS_VERIFY` and
-    /// `DOCKER_CERT_PATH`), else `unix:///var/run/docker.sock`.
+    /// `DOCKER_CERT_PATH`), else `unix:///var/run/docker.sock`. Podman: `CONTAINER_HOST`, else
+    /// `unix:///run/podman/podman.sock`, or that of the user who runs the edge in `XDG_RUNTIME_DIR`.
     pub(crate) endpoint: Option<String>,
     /// The authority that signed the daemon's certificate, a PEM file. With `tls_cert` and
     /// `tls_key`, a `tcp://` endpoint speaks TLS.
@@ -73,6 +74,7 @@ pub(crate) struct EngineTable {
 pub(crate) enum KindWord {
     Process,
     Docker,
+    Podman,
     Command,
     Fly,
     Kubernetes,

@@ -30,6 +30,32 @@ pub(crate) fn docker(config: &Config, name: &str) -> DockerConfig {
     }
 }
 
+/// Of whom the edge runs as, unless something says otherwise.
+#[test]
+fn podman_is_where_podman_is() {
+    let at = |file: &str, environment: &[(&str, &str)]| {
+        let of = |name: &str| {
+            let known = environment.iter().find(|(known, _)| *known == name);
+            known.map(|(_, value)| (*value).to_owned())
+        };
+        let path = Path::new("/etc/dormouse/dormouse.toml");
+        let config = Config::parse(path, &format!("[engines.p]\n{file}"), of).unwrap();
+        docker(&config, "p").endpoint
+    };
+    let unix = |path: &str| DockerEndpoint::Unix(path.into());
+    let plain = "kind = \"podman\"";
+    let docker_host = ("DOCKER_HOST", "unix:///docker.sock");
+    let of_user = |path| [docker_host, ("XDG_RUNTIME_DIR", path)];
+    assert_eq!(at(plain, &[docker_host]), unix("/run/podman/podman.sock"));
+    assert_eq!(at(plain, &of_user("/run/user/0")), unix("/run/podman/podman.sock"));
+    let rootless = unix("/run/user/1000/podman/podman.sock");
+    assert_eq!(at(plain, &of_user("/run/user/1000")), rootless);
+    let host = ("CONTAINER_HOST", "unix:///podman.sock");
+    assert_eq!(at(plain, &[docker_host, host]), unix("/podman.sock"));
+    assert_eq!(at("kind = \"podman\"\nendpoint = \"unix:///p\"", &[host]), unix("/p"));
+    assert_eq!(at("kind = \"docker\"", &[docker_host, host]), unix("/docker.sock"));
+}
+
 #[test]
 fn every_form_of_a_docker_endpoint() {
     let tls = "tls_ca = \"ca.pem\"\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\n";
@@ -480,7 +506,7 @@ command.run = ["x"]
     let expected = [
         "dormouse.toml:2:1: nothing says which program to run; for example, under \
          [engines.a.command]: run = [\"./engines/wake-on-lan.sh\"]",
-        "dormouse.toml:4:1: `endpoint` is for kind = \"docker\" only",
+        "dormouse.toml:4:1: `endpoint` is for kind = \"docker\" or \"podman\" only",
         "dormouse.toml:8:7: nothing says which program to run; for example, under \
          [engines.b.command]: run = [\"./engines/wake-on-lan.sh\"]",
         "dormouse.toml:9:10: `depths` needs \"stopped\"",

@@ -126,7 +126,7 @@ kind = "dokcer"
         "dormouse.toml:8:9: `30 potatoes` is no duration, expected a duration such as \"30s\", \
          \"15m\" or \"2h\"",
         "dormouse.toml:10:8: unknown value `dokcer`; did you mean `docker`? known: `process`, \
-         `docker`, `command`, `fly`, `kubernetes`, `qemu`, `firecracker`",
+         `docker`, `podman`, `command`, `fly`, `kubernetes`, `qemu`, `firecracker`",
     ];
     assert_eq!(errors(text), expected);
 }
@@ -161,7 +161,7 @@ endpoint = "unix:///x"
          tcp://HOST:PORT, https://HOST:PORT or ssh://[USER@]HOST[:PORT]",
         "dormouse.toml:12:9: not an owner's name; expected letters, digits, `.`, `_` and `-`, at \
          most 63",
-        "dormouse.toml:15:1: `endpoint` is for kind = \"docker\" only",
+        "dormouse.toml:15:1: `endpoint` is for kind = \"docker\" or \"podman\" only",
     ];
     assert_eq!(errors(text), expected);
 }

@@ -103,7 +103,7 @@ async fn the_route_runs_on_virtual_machines() {
 async fn the_route_runs_on_podman() {
     let podman = Podman::up("parity").await;
     let endpoint = podman.endpoint();
-    let mut edge = edge(&format!("kind = \"docker\"\nendpoint = \"{endpoint}\""));
+    let mut edge = edge(&format!("kind = \"podman\"\nendpoint = \"{endpoint}\""));
     edge.announce("unable to freeze");
     lives(edge, &["paused", "stopped", "removed"]).await;
 }

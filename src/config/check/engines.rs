@@ -22,6 +22,8 @@ use crate::{
 };
 
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
+/// Of Podman's own units, below `/run`, or below `XDG_RUNTIME_DIR` without root.
+const PODMAN_SOCKET: &str = "podman/podman.sock";
 const OWNER: &str = "dormouse";
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const FORMS: &str = "expected unix:///path, tcp://HOST:PORT, https://HOST:PORT or \
@@ -76,7 +78,7 @@ impl Check<'_> {
             self.of_other_kinds(&name, &table);
             let engine = match table.kind {
                 KindWord::Process => EngineConfig::Process,
-                KindWord::Docker => self.docker(&name, table),
+                KindWord::Docker | KindWord::Podman => self.docker(&name, table),
                 KindWord::Fly => EngineConfig::Fly(self.fly(&name, table)),
                 KindWord::Command => EngineConfig::Command(self.command(&name, table)),
                 KindWord::Kubernetes => EngineConfig::Kubernetes(self.kubernetes(&name, table)),
@@ -89,23 +91,24 @@ impl Check<'_> {
     }
 
     fn of_other_kinds(&mut self, name: &str, table: &EngineTable) {
-        use KindWord::{Command, Docker, Firecracker, Fly, Kubernetes, Qemu};
+        use KindWord::{Command, Docker, Firecracker, Fly, Kubernetes, Podman, Qemu};
         let keys: [(&str, bool, &[KindWord], &str); 11] = [
-            ("endpoint", table.endpoint.is_some(), &[Docker], "\"docker\""),
-            ("tls_ca", table.tls_ca.is_some(), &[Docker], "\"docker\""),
-            ("tls_cert", table.tls_cert.is_some(), &[Docker], "\"docker\""),
-            ("tls_key", table.tls_key.is_some(), &[Docker], "\"docker\""),
+            ("endpoint", table.endpoint.is_some(), &[Docker, Podman], "\"docker\" or \"podman\""),
+            ("tls_ca", table.tls_ca.is_some(), &[Docker, Podman], "\"docker\" or \"podman\""),
+            ("tls_cert", table.tls_cert.is_some(), &[Docker, Podman], "\"docker\" or \"podman\""),
+            ("tls_key", table.tls_key.is_some(), &[Docker, Podman], "\"docker\" or \"podman\""),
             (
                 "owner",
                 table.owner.is_some(),
-                &[Docker, Command, Fly, Kubernetes],
-                "\"docker\", \"command\", \"fly\" or \"kubernetes\"",
+                &[Docker, Podman, Command, Fly, Kubernetes],
+                "\"docker\", \"podman\", \"command\", \"fly\" or \"kubernetes\"",
             ),
             (
                 "call_timeout",
                 table.call_timeout.is_some(),
-                &[Docker, Command, Fly, Kubernetes, Qemu, Firecracker],
-                "\"docker\", \"command\", \"fly\", \"kubernetes\", \"qemu\" or \"firecracker\"",
+                &[Docker, Podman, Command, Fly, Kubernetes, Qemu, Firecracker],
+                "\"docker\", \"podman\", \"command\", \"fly\", \"kubernetes\", \"qemu\" or \
+                 \"firecracker\"",
             ),
             ("fly", table.fly.is_some(), &[Fly], "\"fly\""),
             ("command", table.command.is_some(), &[Command], "\"command\""),
@@ -149,21 +152,30 @@ impl Check<'_> {
 
     fn endpoint(&mut self, name: &str, table: EngineTable) -> DockerEndpoint {
         let mut tls = self.tls(name, &table);
-        let (endpoint, origin) = match table.endpoint {
-            Some(endpoint) => (endpoint, "endpoint"),
-            None => match (self.environment)("DOCKER_HOST") {
-                Some(endpoint) => {
-                    tls = tls.or_else(|| self.tls_from_environment(&endpoint));
-                    (endpoint, "DOCKER_HOST")
-                }
-                None => (DOCKER_SOCKET.to_owned(), "endpoint"),
-            },
+        let variable =
+            if table.kind == KindWord::Podman { "CONTAINER_HOST" } else { "DOCKER_HOST" };
+        let (endpoint, origin) = match (table.endpoint, (self.environment)(variable)) {
+            (Some(endpoint), _) => (endpoint, "endpoint"),
+            (None, Some(endpoint)) => {
+                tls = tls.or_else(|| self.tls_from_environment(table.kind, &endpoint));
+                (endpoint, variable)
+            }
+            (None, None) => (self.socket(table.kind), "endpoint"),
         };
         parse_endpoint(&endpoint, tls, self.base).unwrap_or_else(|wrong| {
             let wrong = format!("{origin} `{endpoint}`: {wrong}");
             self.found.value(&["engines", name, "endpoint"], wrong).hint = Some(FORMS.into());
             DockerEndpoint::Unix(PathBuf::new())
         })
+    }
+
+    /// Where it is by default.
+    fn socket(&self, kind: KindWord) -> String {
+        if kind != KindWord::Podman {
+            return DOCKER_SOCKET.to_owned();
+        }
+        let of_user = (self.environment)("XDG_RUNTIME_DIR").filter(|path| path != "/run/user/0");
+        format!("unix://{}/{PODMAN_SOCKET}", of_user.as_deref().unwrap_or("/run"))
     }
 
     fn tls(&mut self, name: &str, table: &EngineTable) -> Option<DockerTls> {
@@ -184,8 +196,9 @@ impl Check<'_> {
     }
 
     /// As Docker's own client does it.
-    fn tls_from_environment(&self, endpoint: &str) -> Option<DockerTls> {
-        (self.environment)("DOCKER_TLS_VERIFY").filter(|_| endpoint.starts_with("tcp://"))?;
+    fn tls_from_environment(&self, kind: KindWord, endpoint: &str) -> Option<DockerTls> {
+        let is_meant = kind == KindWord::Docker && endpoint.starts_with("tcp://");
+        (self.environment)("DOCKER_TLS_VERIFY").filter(|_| is_meant)?;
         let folder = self.base.join((self.environment)("DOCKER_CERT_PATH")?);
         let file = |name| folder.join(name);
         Some(DockerTls { ca: file("ca.pem"), cert: file("cert.pem"), key: file("key.pem") })

@@ -38,6 +38,8 @@ pub struct Metrics {
     pub engine_up: IntGaugeVec,
     /// Instances made ahead that nobody has yet, by route.
     pub spares: IntGaugeVec,
+    /// The most memory that spares may hold, in bytes, by route.
+    pub spares_memory: IntGaugeVec,
     /// Spares that new sessions took, by route.
     pub spares_taken: IntCounterVec,
     /// Idle instances that were put to sleep for others, by engine.
@@ -154,6 +156,13 @@ impl Metrics {
                 &registry,
                 IntGaugeVec::new(
                     opts("spares", "Instances made ahead that are nobody's yet."),
+                    &["route"],
+                ),
+            ),
+            spares_memory: register(
+                &registry,
+                IntGaugeVec::new(
+                    opts("spares_memory_bytes", "The most memory that spares may hold."),
                     &["route"],
                 ),
             ),

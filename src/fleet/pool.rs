@@ -128,6 +128,14 @@ fn waits(cell: &Cell) -> bool {
     matches!(core.machine.state(), State::Asleep { depth, .. } if Some(*depth) == wanted)
 }
 
+/// The most memory that it may hold meanwhile, in bytes; `None` where its route sets no limit.
+fn memory_held(cell: &Arc<Cell>) -> Option<u64> {
+    let core = cell.lock();
+    let is_off =
+        matches!(core.machine.state(), State::Asleep { depth, .. } if *depth > Depth::Paused);
+    if is_off { Some(0) } else { core.plan.spec.memory }
+}
+
 impl Fleet {
     /// Keeps pools from now on. Claims are files of `folder`.
     pub fn keep_pools(&self, templates: Templates, folder: &Path) -> io::Result<()> {
@@ -254,9 +262,14 @@ impl Fleet {
     pub(super) fn count_spares(&self) {
         let Some(pools) = self.pools.get() else { return };
         METRICS.spares.reset();
+        METRICS.spares_memory.reset();
+        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         for (route, spares) in &*pools.lock() {
-            let count = i64::try_from(spares.cells.len()).unwrap_or(i64::MAX);
-            METRICS.spares.with_label_values(&[&**route]).set(count);
+            METRICS.spares.with_label_values(&[&**route]).set(gauge(spares.cells.len() as u64));
+            let held: Option<u64> = spares.cells.iter().map(memory_held).sum();
+            if let Some(held) = held {
+                METRICS.spares_memory.with_label_values(&[&**route]).set(gauge(held));
+            }
         }
     }
 

@@ -50,8 +50,15 @@ async fn a_new_session_gets_a_process_that_waited_and_keeps_it_over_a_crash_of_t
     assert_eq!(edge.metric(&["dormouse_spares_taken_total{route=\"desk\"}"]), 1.0);
 
     // What waits is of the route as it is now.
-    edge.write_route("desk", &witnessed("", &POOL.replace("ready = 2", "ready = 1")));
-    edge.wait_until("one spare waits", |edge| spares(edge).len() == 1);
+    let memory = ["dormouse_spares_memory_bytes{route=\"desk\"}"];
+    assert_eq!(edge.metric(&memory), 0.0, "nothing limits it");
+    let limited = "[ready]\nprobe = \"http\"";
+    let route = witnessed("", &POOL.replace("ready = 2", "ready = 1"));
+    let route = route.replace(limited, &format!("memory = \"64MiB\"\n{limited}"));
+    edge.write_route("desk", &route);
+    edge.wait_until("one spare waits", |edge| {
+        spares(edge).len() == 1 && edge.metric(&memory) == f64::from(64 << 20)
+    });
     edge.remove_route("desk");
     edge.wait_until("no spare is left", |edge| {
         let sessions = edge.admin_get("/v1/sessions");

@@ -262,6 +262,7 @@ fn a_token_of_fly_stays_near_where_it_is_not_encrypted() {
         "http://127.0.0.1.evil.example/v1",
         "http://_api.internal.evil.example/v1",
         "http://localhost@evil.example/v1",
+        "https://api.machines.dev@api.machines.dev/v1",
         "https://user:word@api.machines.dev/v1",
         "http://localhost:port/v1",
         "//localhost/v1",

@@ -327,7 +327,8 @@ async fn a_kind_that_an_edge_has_no_right_to_is_none_of_its() {
 async fn no_part_of_a_secret_is_told() {
     let bed = Bed::new("faults-secrets").await;
     let alice = session("alice.test");
-    for secret in ["hunter2-hunter2", "-----BEGIN\n\tKEY-----", "{address}/hunter3", "$(hunter4)"] {
+    for secret in ["hunter2-hunter2", "-----BEGIN\n\tKEY-----", "{address}/hunter3", "x$(hunter4)"]
+    {
         let env = [("S".to_owned(), secret.to_owned())].into();
         let spec = Spec { env, ..spec() };
         for behind in [0, 590, 4090] {

@@ -83,18 +83,17 @@ fn place(url: &str) -> Option<Place> {
         "http" => false,
         _ => return None,
     };
-    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'))?;
-    // One that is there must be one: `http` takes a wrong one for none.
-    let written = authority.as_str().strip_prefix(authority.host())?;
-    let port = match written.strip_prefix(':') {
-        Some(port) => port.parse().ok()?,
-        None => {
+    let authority = uri.authority()?;
+    // No name or password before the host; and a port that is there must be one.
+    let port = match authority.as_str().strip_prefix(authority.host())? {
+        "" => {
             if tls {
                 443
             } else {
                 80
             }
         }
+        port => port.strip_prefix(':')?.parse().ok()?,
     };
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     Some(Place { tls, host: authority.host().to_ascii_lowercase(), port, path })

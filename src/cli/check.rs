@@ -15,7 +15,7 @@ use crate::{
     acme,
     admin::Token,
     certs::{Certs, Pair},
-    config::{Config, Listen, Swap},
+    config::{Config, EngineConfig, FlyConfig, Listen, Swap},
     edge::{Entrances, TlsError},
     route::{Route, RouteError, RouteTable, load_dir},
 };
@@ -167,6 +167,7 @@ fn warnings(files: &Files) -> Vec<String> {
         warnings.push(format!("{folder}: no routes: every request will get 404"));
     }
     warnings.extend(table.iter().filter_map(|route| flapping(route)));
+    warnings.extend(config.engines.iter().filter_map(|(name, engine)| open_to_all(name, engine)));
     let Listen { https, trusted_proxies, .. } = &config.listen;
     if https.is_empty() && trusted_proxies.0.is_empty() {
         let to_nowhere = table.iter().filter(|route| route.recipe.client_tls.redirect);
@@ -201,6 +202,15 @@ fn names(pair: &Pair) -> Vec<String> {
 
 fn days(left: i64) -> String {
     format!("{left} day{}", if left == 1 { "" } else { "s" })
+}
+
+fn open_to_all(name: &str, engine: &EngineConfig) -> Option<String> {
+    let EngineConfig::Fly(FlyConfig { public: Some(public), .. }) = engine else { return None };
+    Some(format!(
+        "engines.{name}.fly.public: whoever knows {} reaches every machine there, past this edge and its \
+         [access]: let the machines themselves ask for a secret",
+        public.host
+    ))
 }
 
 fn flapping(route: &Route) -> Option<String> {

@@ -113,6 +113,15 @@ async fn check_warns_of_what_was_hardly_meant() {
     fs::remove_file(folder.path().join("routes/demo.toml")).unwrap();
     let empty = dormouse(folder.path(), &["check"]).await.code(DONE);
     empty.complains("warning: routes: no routes").says("ok: 0 routes");
+
+    let fly = "[engines.away]\nkind = \"fly\"\nfly.app = \"desks\"\n";
+    let public = format!("{fly}fly.public = \"https://desks.fly.dev\"\n");
+    write(folder.path(), "dormouse.toml", &public);
+    let ended = dormouse(folder.path(), &["check"]).await.code(DONE);
+    ended.complains("warning: engines.away.fly.public: whoever knows desks.fly.dev reaches");
+    write(folder.path(), "dormouse.toml", fly);
+    let ended = dormouse(folder.path(), &["check"]).await.code(DONE);
+    assert!(!ended.err.contains("public"), "{}", ended.err);
 }
 
 #[tokio::test]

@@ -3,8 +3,6 @@
 
 use std::time::Instant;
 
-use dormouse::engine::InstanceState;
-
 use super::*;
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 
 use dormouse::{
     engine::{
-        Engine as _, Error, Started,
+        Engine as _, Error, InstanceState, Started,
         fly::{Config, Fly, Public},
     },
     session::{Address, Depth, Generation, SessionId, Spec},
@@ -294,5 +294,29 @@ async fn a_service_is_where_the_public_name_is() {
         let machine = fake.lock().machines.values().next().unwrap().config.clone();
         let ports = &machine["services"][0]["ports"];
         assert_eq!(*ports, json!([{ "port": 8443, "handlers": handlers }]));
+    }
+}
+
+/// By whomever: what a wake then finds is waited for until it is down.
+#[tokio::test]
+async fn a_machine_on_its_way_down_is_asleep() {
+    let fake = Fake::start(QUICK).await;
+    let fly = Fly::new(config(&fake, QUICK)).unwrap();
+    let started = start(&fly, &fake).await.unwrap();
+    for (state, depth) in [("suspending", Depth::Suspended), ("stopping", Depth::Stopped)] {
+        fake.lock().machines.values_mut().for_each(|machine| machine.state = state.into());
+        let found = fly.inspect(&session(), &spec(&fake)).await.unwrap().unwrap();
+        assert_eq!((found.state, found.life), (InstanceState::Asleep(depth), None));
+        let (host, spec) = (session(), spec(&fake));
+        let mut wake = std::pin::pin!(fly.start(&host, &spec, Generation(2)));
+        let asked = fake.lock().asked.len();
+        while fake.lock().asked.len() < asked + 2 {
+            tokio::select! {
+                woken = &mut wake => panic!("while it is {state}: {woken:?}"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        fake.lock().machines.values_mut().for_each(|machine| machine.state = "stopped".into());
+        assert_ne!(wake.await.unwrap().life, started.life);
     }
 }

@@ -148,6 +148,11 @@ impl Machine {
     pub(super) fn instance(&self, session: SessionId) -> Instance {
         let state = match self.kind() {
             State::Started => InstanceState::Running(Health::Unchecked),
+            // On its way down nobody is sent to it any more, by whomever it was put to sleep.
+            State::Changing if self.state == "suspending" => {
+                InstanceState::Asleep(Depth::Suspended)
+            }
+            State::Changing if self.state == "stopping" => InstanceState::Asleep(Depth::Stopped),
             State::Starting | State::Changing => InstanceState::Running(Health::Starting),
             State::Asleep(depth) => InstanceState::Asleep(depth),
             State::Failed => InstanceState::Asleep(Depth::Stopped),

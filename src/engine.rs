@@ -189,18 +189,37 @@ fn filled(text: &str, host: IpAddr, port: u16) -> String {
 }
 
 /// `text` with every value longer than a flag blotted out: a backend may repeat what it was given,
-/// as it is or as JSON writes it.
+/// as it is, as JSON writes it, or as Go's JSON does.
 fn without(text: String, secrets: impl IntoIterator<Item: AsRef<str>>) -> String {
     let mut forms = BTreeSet::new();
     for secret in secrets {
         let secret = secret.as_ref();
         if secret.len() > 3 {
             let quoted = serde_json::Value::from(secret).to_string();
-            forms.extend([secret.to_owned(), quoted[1..quoted.len() - 1].to_owned()]);
+            let quoted = quoted[1..quoted.len() - 1].to_owned();
+            let of_go = [("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")]
+                .iter()
+                .fold(quoted.clone(), |text, (plain, escaped)| text.replace(plain, escaped));
+            forms.extend([secret.to_owned(), quoted, of_go]);
         }
     }
     let mut forms: Vec<_> = forms.into_iter().collect();
     // One may be the beginning of another.
     forms.sort_by_key(|form| Reverse(form.len()));
     forms.iter().fold(text, |text, form| text.replace(form, "***"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_blotted_out_however_a_backend_writes_it() {
+        let secret = "a<b>&\n\"c\"";
+        for written in [secret, r#"a<b>&\n\"c\""#, r#"a\u003cb\u003e\u0026\n\"c\""#] {
+            assert_eq!(without(format!("x{written}y"), [secret]), "x***y");
+        }
+        assert_eq!(without("abcd-abcdef".to_owned(), ["abcd", "abcdef"]), "***-***");
+        assert_eq!(without("yes".to_owned(), ["yes"]), "yes");
+    }
 }

@@ -52,7 +52,7 @@ pub(crate) struct EngineTable {
     /// Where the Docker daemon is: `unix:///path`, `tcp://HOST:PORT`, `https://HOST:PORT` (TLS) or
     /// `ssh://[USER@]HOST[:PORT]`. Default: `DOCKER_HOST` (with `DOCKER_TLS_VERIFY` and
     /// `DOCKER_CERT_PATH`), else `unix:///var/run/docker.sock`. Podman: `CONTAINER_HOST`, else
-    /// `unix:///run/podman/podman.sock`, or that of the user who runs the edge in `XDG_RUNTIME_DIR`.
+    /// `unix:///run/podman/podman.sock`, or that of the user who runs the edge in `XDG_RUNTIME_DIR`; not over `ssh://`.
     pub(crate) endpoint: Option<String>,
     /// The authority that signed the daemon's certificate, a PEM file. With `tls_cert` and
     /// `tls_key`, a `tcp://` endpoint speaks TLS.

@@ -221,12 +221,11 @@ impl Docker {
     }
 
     async fn ended(&self, found: &Found, template: &Template<'_>) -> Error {
-        let log = self.client.log_tail(&found.id).await.unwrap_or_default();
-        let text = format!(
+        let log = self.client.log_tail(&found.id, &template.secrets()).await.unwrap_or_default();
+        Error::Failed(format!(
             "container `{}` ended right after its start with exit code {}; its last lines: {log}",
             found.name, found.exit_code
-        );
-        Error::Failed(super::without(text, template.secrets()))
+        ))
     }
 
     /// The container that a sleep is about: that of the given life and no newer one.

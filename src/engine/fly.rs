@@ -93,18 +93,18 @@ struct Shared {
     config: Config,
     /// Which machine a session had when it was last looked up: a hint, never the truth.
     machines: DashMap<SessionId, String>,
-    /// The last list, and when it was asked for.
-    listed: Mutex<Option<(Instant, Arc<[Machine]>)>>,
+    /// What the last list came to, and when it was asked for.
+    listed: Mutex<Option<(Instant, Listed)>>,
     outside: Arc<Outside>,
     closing: CancellationToken,
 }
+
+type Listed = Result<Arc<[Machine]>, Error>;
 
 /// How long to let something that others do to a machine go on before looking again.
 const SETTLE: Duration = Duration::from_millis(500);
 /// The longest `wait` that Fly takes, in seconds.
 const WAIT_MAX: u64 = 60;
-/// How much longer than a call a lease holds if nobody gives it back.
-const LEASE_MORE: Duration = Duration::from_secs(10);
 /// The most time for giving it back.
 const GIVE_BACK_MAX: Duration = Duration::from_secs(5);
 
@@ -163,20 +163,25 @@ impl Shared {
 
     /// All machines of the app. Fly gives one such list a second: who waits while one is asked
     /// for shares the next.
-    async fn all(&self) -> Result<Arc<[Machine]>, Error> {
+    async fn all(&self) -> Listed {
         let came = Instant::now();
         let mut listed = self.listed.lock().await;
         if let Some((asked, all)) = &*listed
             && came <= *asked
         {
-            return Ok(Arc::clone(all));
+            return all.clone();
         }
         let asked = Instant::now();
+        let all = self.list_anew().await;
+        *listed = Some((asked, all.clone()));
+        all
+    }
+
+    async fn list_anew(&self) -> Listed {
         let all = self.client.call(Method::GET, "", "", "", None, None).await?;
-        let all: Arc<[_]> = Machine::read_all(all, &self.config.owner)?.into();
+        let all = Machine::read_all(all, &self.config.owner)?;
         self.remember(&all);
-        *listed = Some((asked, Arc::clone(&all)));
-        Ok(all)
+        Ok(all.into())
     }
 
     /// Which machine is whose; of two of one session neither is.
@@ -220,10 +225,13 @@ impl Shared {
                         Ok(_) => self.wait(&machine, "started").await?,
                         // Leased by who puts it to sleep, or still replaced: the next look tells.
                         Err(refused) if refused.is_in_the_way() => {
+                            let refused = refused.without(&machine::secrets(spec));
                             *seen = format!("{seen}: {}", refused.told());
                             sleep(SETTLE).await;
                         }
-                        Err(refused) => return Err(refused.into()),
+                        Err(refused) => {
+                            return Err(refused.without(&machine::secrets(spec)).into());
+                        }
                     }
                 }
                 State::Starting => self.wait(&machine, "started").await?,
@@ -317,7 +325,7 @@ impl Shared {
         let leased = async {
             let Some(machine) = self.find(session).await? else { return Ok(None) };
             // Nobody else may start it between the look and the stop.
-            Ok(self.lease(&machine.id, &mut seen).await?.map(|nonce| (machine.id, nonce)))
+            Ok(self.lease(&machine.id, end, &mut seen).await?.map(|nonce| (machine.id, nonce)))
         };
         let leased = timeout_at(end, leased).await;
         let leased = leased.unwrap_or_else(|_| Err(wedged("sleep", limit, &seen)))?;
@@ -333,9 +341,16 @@ impl Shared {
     }
 
     /// `None` where the machine is gone.
-    async fn lease(&self, id: &str, seen: &mut String) -> Result<Option<String>, Error> {
-        let ttl = (self.config.call_timeout + LEASE_MORE).as_secs();
+    async fn lease(
+        &self,
+        id: &str,
+        end: Instant,
+        seen: &mut String,
+    ) -> Result<Option<String>, Error> {
         loop {
+            // No longer than it is needed: an edge that crashes cannot give it back.
+            let left = end.saturating_duration_since(Instant::now()) + GIVE_BACK_MAX;
+            let ttl = left.as_secs().max(1);
             let body = json!({ "ttl": ttl, "description": "dormouse puts it to sleep" });
             match self.client.call(Method::POST, id, "lease", "", Some(body), None).await {
                 Ok(lease) => {

@@ -133,7 +133,7 @@ fn memory_held(cell: &Arc<Cell>) -> Option<u64> {
     let core = cell.lock();
     let is_off =
         matches!(core.machine.state(), State::Asleep { depth, .. } if *depth > Depth::Paused);
-    if is_off { Some(0) } else { core.plan.spec.memory }
+    core.plan.spec.memory.map(|memory| if is_off { 0 } else { memory })
 }
 
 impl Fleet {
@@ -267,7 +267,7 @@ impl Fleet {
         for (route, spares) in &*pools.lock() {
             METRICS.spares.with_label_values(&[&**route]).set(gauge(spares.cells.len() as u64));
             let held: Option<u64> = spares.cells.iter().map(memory_held).sum();
-            if let Some(held) = held {
+            if let Some(held) = held.filter(|_| !spares.cells.is_empty()) {
                 METRICS.spares_memory.with_label_values(&[&**route]).set(gauge(held));
             }
         }

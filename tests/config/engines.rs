@@ -54,6 +54,8 @@ fn podman_is_where_podman_is() {
     assert_eq!(at(plain, &[docker_host, host]), unix("/podman.sock"));
     assert_eq!(at("kind = \"podman\"\nendpoint = \"unix:///p\"", &[host]), unix("/p"));
     assert_eq!(at("kind = \"docker\"", &[docker_host, host]), unix("/docker.sock"));
+    let far = errors("[engines.p]\nkind = \"podman\"\nendpoint = \"ssh://u@h:22/run/podman.sock\"");
+    assert!(far[0].contains("forward its socket"), "{far:?}");
 }
 
 #[test]
@@ -231,6 +233,8 @@ fn a_fly_app_may_be_reached_by_its_public_name() {
         "https://a:70000",
         "https://u:p@a",
         "https://a/?b",
+        "http://[::1]:8080",
+        "https://[2001:db8::1]",
         "http://localhost.a.example",
         "http://localhost@a.example",
         "ftp://a",
@@ -265,6 +269,8 @@ fn a_token_of_fly_stays_near_where_it_is_not_encrypted() {
         "https://api.machines.dev@api.machines.dev/v1",
         "https://user:word@api.machines.dev/v1",
         "http://localhost:port/v1",
+        "https://api.machines.dev/v1?x",
+        "https://api.machines.dev/v1#x",
         "//localhost/v1",
         "",
     ] {
@@ -298,8 +304,11 @@ fn a_route_of_fly_has_one_volume_a_session() {
         );
         said_of_text(&config, &text)
     };
-    assert_eq!(two("{app}-{user}"), "");
-    assert!(two("home-{user}").contains("put all its captures"), "{}", two("home-{user}"));
+    assert_eq!(two("{app}.{user}"), "");
+    // Hosts `a-b.c…` and `a.b-c…` of such a route would share one.
+    for shared in ["home-{user}", "{user}-{app}", "{app}_{user}", "{app}{user}", "{{app}}.{user}"] {
+        assert!(two(shared).contains("put all its captures"), "{shared}: {}", two(shared));
+    }
 }
 
 #[test]

@@ -245,7 +245,8 @@ async fn no_part_of_a_secret_is_told() {
 async fn a_name_of_something_else_is_no_name_in_use() {
     let fake = Fake::start(QUICK).await;
     let fly = Fly::new(config(&fake, QUICK)).unwrap();
-    for text in ["invalid image name", "unknown hostname"] {
+    // Nor is every word with `lease` in it one of a lease.
+    for text in ["invalid image name", "unknown hostname", "please verify your account"] {
         fake.fault("POST", Fault::Status(422, text));
         let error = start(&fly, &fake).await.unwrap_err();
         assert!(matches!(&error, Error::Invalid(said) if said.contains(text)), "{error:?}");

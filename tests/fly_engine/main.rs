@@ -217,6 +217,15 @@ async fn many_sessions_share_a_list() {
         let found = futures::future::try_join_all(all).await.unwrap();
         assert!(found.iter().all(Option::is_some), "{found:?}");
         let asked = fake.lock().lists - before;
+        // One that fails is shared as well.
+        (0..2).for_each(|_| fake.fault("GET", Fault::Status(500, "as told")));
+        let strangers = (0..20).map(|n| SessionId::new(format!("n{n}.example.com")));
+        let strangers: Vec<_> = strangers.collect();
+        let looks = strangers.iter().map(|host| next.inspect(host, &spec));
+        for looked in futures::future::join_all(looks).await {
+            let error = looked.unwrap_err().to_string();
+            assert!(error.contains("as told"), "{error}");
+        }
         assert!(if listed_before { asked == 0 } else { asked <= 2 }, "{asked}");
     }
 }

@@ -51,7 +51,6 @@ async fn a_new_session_gets_a_process_that_waited_and_keeps_it_over_a_crash_of_t
 
     // What waits is of the route as it is now.
     let memory = ["dormouse_spares_memory_bytes{route=\"desk\"}"];
-    assert_eq!(edge.metric(&memory), 0.0, "nothing limits it");
     let limited = "[ready]\nprobe = \"http\"";
     let route = witnessed("", &POOL.replace("ready = 2", "ready = 1"));
     let route = route.replace(limited, &format!("memory = \"64MiB\"\n{limited}"));

@@ -162,7 +162,13 @@ impl Check<'_> {
             }
             (None, None) => (self.socket(table.kind), "endpoint"),
         };
-        parse_endpoint(&endpoint, tls, self.base).unwrap_or_else(|wrong| {
+        let is_far = table.kind == KindWord::Podman && endpoint.starts_with("ssh://");
+        let parsed = match is_far {
+            // What is run over SSH is Docker's own client.
+            true => Err("Podman does not answer over ssh: forward its socket with ssh -L"),
+            false => parse_endpoint(&endpoint, tls, self.base),
+        };
+        parsed.unwrap_or_else(|wrong| {
             let wrong = format!("{origin} `{endpoint}`: {wrong}");
             self.found.value(&["engines", name, "endpoint"], wrong).hint = Some(FORMS.into());
             DockerEndpoint::Unix(PathBuf::new())

@@ -362,13 +362,14 @@ impl Client {
             .unwrap_or(Err(Error::Timeout { call: "remove", after: self.call_timeout }))
     }
 
-    /// The last lines that a container wrote, 1 KiB at most.
-    pub(super) async fn log_tail(&self, id: &str) -> Result<String, Error> {
+    /// The last lines that a container wrote, 1 KiB at most, without any of these values.
+    pub(super) async fn log_tail(&self, id: &str, secrets: &[String]) -> Result<String, Error> {
         let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail("20").build();
         let ask = |docker: bollard::Docker| async move {
             docker.logs(id, Some(options)).map_ok(|line| line.to_string()).try_collect().await
         };
         let log: String = self.call("logs", self.call_timeout, ask).await?;
+        let log = without(log, secrets);
         let from = log.ceil_char_boundary(log.len().saturating_sub(1024));
         Ok(log[from..].trim_end().to_owned())
     }

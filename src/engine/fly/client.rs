@@ -23,9 +23,7 @@ use crate::engine::{Error, without};
 
 /// The most that an answer may be long: a list of some thousand machines.
 const ANSWER_MAX: usize = 16 << 20;
-/// The most of an answer that is kept to be told, in characters.
-const RAW_MAX: usize = 16 << 10;
-/// The most of it that an error repeats.
+/// The most of an answer that an error repeats, in characters.
 const TEXT_MAX: usize = 300;
 const IDLE_MAX: usize = 8;
 const IDLE_FOR: Duration = Duration::from_secs(30);
@@ -38,8 +36,11 @@ pub(super) struct Client {
     token: HeaderValue,
     interval: Duration,
     /// When the next request of a machine and action may go. Holds those of the last interval.
-    turns: Mutex<HashMap<String, Instant>>,
+    turns: Mutex<HashMap<String, Arc<Turn>>>,
 }
+
+/// When the next may go; held by who is it.
+type Turn = tokio::sync::Mutex<Instant>;
 
 /// Why there is no good answer; without a status, there was none at all.
 #[derive(Debug)]
@@ -59,26 +60,31 @@ impl Refused {
     fn answered(status: u16, answer: &[u8]) -> Self {
         let value: Value = serde_json::from_slice(answer).unwrap_or_default();
         let text = match value["error"].as_str() {
-            Some(text) => text.into(),
-            None => String::from_utf8_lossy(answer),
+            Some(text) => text.to_owned(),
+            None => String::from_utf8_lossy(answer).into_owned(),
         };
         let word = value["status"].as_str().unwrap_or_default().to_owned();
-        Self { status: Some(status), word, text: text.chars().take(RAW_MAX).collect() }
+        Self { status: Some(status), word, text }
     }
 
     /// Leased by another, of another version, in a state that passes, or without room for now.
     pub(super) fn is_in_the_way(&self) -> bool {
         matches!(self.status, Some(408 | 409 | 412 | 423))
             || self.word == "insufficient_capacity"
-            || ["lease", "replac", "insufficient"].iter().any(|word| self.says(word))
+            || self.says(&["lease", "leased", "leases", "replacing", "replaced"])
+            || (self.says(&["insufficient"])
+                && self.says(&["memory", "cpu", "cpus", "resources", "capacity"]))
     }
 
     pub(super) fn is_name_taken(&self) -> bool {
-        self.word == "name_taken" || (self.says("name") && self.says("already"))
+        self.word == "name_taken" || (self.says(&["name"]) && self.says(&["already"]))
     }
 
-    fn says(&self, word: &str) -> bool {
-        matches!(self.status, Some(400 | 422)) && self.text.to_lowercase().contains(word)
+    /// Whether it is a refusal with one of these words.
+    fn says(&self, words: &[&str]) -> bool {
+        let text = self.text.to_lowercase();
+        let mut said = text.split(|c: char| !c.is_alphanumeric());
+        matches!(self.status, Some(400 | 422)) && said.any(|word| words.contains(&word))
     }
 
     /// What an error repeats of it.
@@ -210,23 +216,23 @@ impl Client {
             .map_err(|e| Refused::unreachable(format!("half an answer, or none of JSON: {e}")))
     }
 
-    /// Waits until this action may be asked of this machine again. Who gives up takes no turn.
+    /// Waits until this action may be asked of this machine again: one after the other, and who
+    /// gives up takes no turn.
     async fn turn(&self, of: &str) {
-        while let Err(next) = self.take_turn(of) {
-            sleep_until(next).await;
-        }
-    }
-
-    /// When to try again, where it is too early.
-    fn take_turn(&self, of: &str) -> Result<(), Instant> {
-        let now = Instant::now();
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.retain(|_, next| now < *next);
-        if let Some(next) = turns.get(of) {
-            return Err(*next);
-        }
-        turns.insert(of.to_owned(), now + self.interval);
-        Ok(())
+        let turn = {
+            let now = Instant::now();
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nobody waits for it, and its time has come.
+            let is_over = |turn: &Arc<Turn>| {
+                Arc::strong_count(turn) == 1 && turn.try_lock().is_ok_and(|next| *next <= now)
+            };
+            turns.retain(|_, turn| !is_over(turn));
+            let turn = turns.entry(of.to_owned()).or_insert_with(|| Arc::new(Turn::new(now)));
+            Arc::clone(turn)
+        };
+        let mut next = turn.lock().await;
+        sleep_until(*next).await;
+        *next = Instant::now() + self.interval;
     }
 }
 

@@ -31,8 +31,6 @@ use crate::engine::Error;
 const SILENCE: Duration = Duration::from_secs(150);
 /// How many Pods one page of a list has.
 const PAGE: u32 = 500;
-/// No more of a server's text is kept, in characters.
-const TEXT_MAX: usize = 16 << 10;
 /// For how long after an outage a server may refuse everybody: it has not read its Roles.
 const AFTER_OUTAGE: Duration = Duration::from_secs(10);
 const GRANT: &str = "deploy/kubernetes has the Role that an edge needs";
@@ -161,7 +159,10 @@ impl Client {
         match tokio::time::timeout(self.call_timeout, asked).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.refused(error, call).await),
-            Err(_) => Err(Refused::Engine(Error::Timeout { call, after: self.call_timeout })),
+            Err(_) => {
+                self.past().away = Some(Instant::now());
+                Err(Refused::Engine(Error::Timeout { call, after: self.call_timeout }))
+            }
         }
     }
 
@@ -290,7 +291,13 @@ impl Client {
                     return Ok(told);
                 }
                 Some(Err(error)) => {
-                    let error = Error::from(self.unwatched(error).await);
+                    let refused = self.unwatched(error).await;
+                    let is_unknown = refused.code() == Some(401);
+                    let error = Error::from(refused);
+                    if is_unknown && looked {
+                        // It keeps the credentials that it began with; the next call has others.
+                        return Err(Error::Unreachable(error.to_string()));
+                    }
                     if !error.is_retryable() && !looked {
                         return Err(error);
                     }
@@ -346,7 +353,7 @@ impl Refused {
 
     fn is_outage(&self) -> bool {
         match self {
-            Self::Answer(status) => matches!(answered(status), Error::Unreachable(_)),
+            Self::Answer(status) => matches!(status.code, 502..=504),
             Self::ForNow(_) => false,
             Self::Engine(error) => matches!(error, Error::Unreachable(_)),
         }
@@ -389,7 +396,7 @@ fn answered(status: &Status) -> Error {
 }
 
 fn said(status: &Status) -> String {
-    status.message.trim().chars().take(TEXT_MAX).collect()
+    status.message.trim().to_owned()
 }
 
 /// Whether it is a refusal for want of a right, in the words of the server's authorizer
@@ -422,5 +429,5 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text.chars().take(TEXT_MAX).collect()
+    text
 }

@@ -77,7 +77,7 @@ impl Place {
 
 /// `None` for what is no URL of a server, or has a password in it.
 fn place(url: &str) -> Option<Place> {
-    let uri: Uri = url.parse().ok()?;
+    let uri: Uri = url.parse().ok().filter(|_| !url.contains(['?', '#']))?;
     let tls = match uri.scheme_str()? {
         "https" => true,
         "http" => false,
@@ -95,12 +95,13 @@ fn place(url: &str) -> Option<Place> {
         }
         port => port.strip_prefix(':')?.parse().ok()?,
     };
-    let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let path = uri.path().to_owned();
     Some(Place { tls, host: authority.host().to_ascii_lowercase(), port, path })
 }
 
 /// Without TLS only on this machine: there are passwords and cookies in what is sent there.
 fn public_name(url: &str) -> Option<FlyPublic> {
     let at = place(url).filter(|at| at.path == "/" && (at.tls || at.is_here()))?;
+    let at = Some(at).filter(|at| !at.host.starts_with('['))?;
     Some(FlyPublic { tls: at.tls, host: canonical_host(&at.host)?.to_string(), port: at.port })
 }

@@ -68,13 +68,10 @@ impl Client {
                         listed.push(kind);
                     }
                 }
-                Err(refused) => match &refused {
-                    Refused::ForNow(_) if self.past().listed.contains(&kind) => {
-                        return Err(refused.into());
-                    }
-                    forbidden if forbidden.code() == Some(403) => {}
-                    _ => return Err(refused.into()),
-                },
+                // What it saw before it may have marked, and that may run still.
+                Err(refused)
+                    if refused.code() == Some(403) && !self.past().listed.contains(&kind) => {}
+                Err(refused) => return Err(refused.into()),
             }
         }
         Ok(all)

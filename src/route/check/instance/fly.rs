@@ -18,7 +18,7 @@ impl Check<'_> {
                 "a volume of Fly is always writable"
             } else if !self.is_each_sessions_own(volume) {
                 "a volume of Fly is one machine's, and this route has many: put all its captures \
-                 in the volume's name"
+                 in the volume's name, with `.` between them"
             } else {
                 continue;
             };
@@ -26,9 +26,19 @@ impl Check<'_> {
         }
     }
 
-    /// Whether no two sessions of this route have the same name for it.
+    /// Whether no two sessions of this route have the same name for it: every capture stands in it,
+    /// and between two of them something that no capture holds.
     fn is_each_sessions_own(&self, volume: &str) -> bool {
         let name = volume.split_once(':').map_or(volume, |(name, _)| name);
-        self.captures.iter().all(|capture| name.contains(&format!("{{{capture}}}")))
+        let name = name.replace("{{", "").replace("}}", "");
+        let place = |capture: &String| {
+            let capture = format!("{{{capture}}}");
+            name.find(&capture).map(|at| (at, at + capture.len()))
+        };
+        let Some(mut places) = self.captures.iter().map(place).collect::<Option<Vec<_>>>() else {
+            return false;
+        };
+        places.sort_unstable();
+        places.windows(2).all(|pair| name[pair[0].1..pair[1].0].contains('.'))
     }
 }

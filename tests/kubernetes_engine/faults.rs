@@ -297,6 +297,22 @@ async fn a_server_that_was_away_refuses_for_now_only() {
     assert_eq!(refused, Error::Invalid(admission.to_owned()));
 }
 
+/// A watch keeps the credentials that it began with: with others, the next call may do it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_whose_credentials_are_refused_ends_and_the_next_call_is_tried() {
+    let bed = Bed::new("faults-unknown").await;
+    let (host, engine) = (session("alice.test"), &bed.bench.engine);
+    let started = engine.start(&host, &spec(), G1).await.unwrap();
+    let life = Some(&started.life);
+    bed.spoiler.spoil(Some(("GET", WATCH.within, Spoil::By(Fault::Answer(401)))));
+    let refused = bed.spoilt.sleep(&host, &spec(), life, Depth::Removed).await.unwrap_err();
+    let is_told = matches!(&refused, Error::Unreachable(text) if text.contains("does not know us"));
+    assert!(is_told, "{refused:?}");
+    bed.spoiler.spoil(None);
+    bed.spoilt.sleep(&host, &spec(), life, Depth::Removed).await.unwrap();
+    assert_eq!(bed.listed().await, []);
+}
+
 /// What an edge may not see it cannot have marked; what it saw before is there still.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kind_that_an_edge_has_no_right_to_is_none_of_its() {

@@ -30,7 +30,8 @@ impl Check<'_> {
     /// and between two of them something that no capture holds.
     fn is_each_sessions_own(&self, volume: &str) -> bool {
         let name = volume.split_once(':').map_or(volume, |(name, _)| name);
-        let name = name.replace("{{", "").replace("}}", "");
+        // `{{app}}` is a text in braces, and no capture.
+        let name = name.replace("}}", "");
         let place = |capture: &String| {
             let capture = format!("{{{capture}}}");
             name.find(&capture).map(|at| (at, at + capture.len()))

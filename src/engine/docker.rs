@@ -189,6 +189,7 @@ impl Docker {
                 "{existing} is not on the daemon, and a route that names one never creates it"
             )));
         }
+        self.gives_its_runtime(template.spec).await?;
         let body = template.body()?;
         let image = body.image.clone().unwrap_or_default();
         match self.client.create(&template.name(), body).await {
@@ -205,6 +206,19 @@ impl Docker {
                 let refused = refused.without(&template.secrets());
                 Err(self.explain(refused, template.spec).await)
             }
+        }
+    }
+
+    /// An isolation that a route wants, and nobody gives, is worse than none.
+    async fn gives_its_runtime(&self, spec: &Spec) -> Result<(), Error> {
+        let Some(wanted) = &spec.docker.runtime else { return Ok(()) };
+        match self.client.only_runtime().await? {
+            Some(only) if only != *wanted => Err(Error::Invalid(format!(
+                "Podman runs every container in `{only}`, whatever runtime is asked for: set \
+                 runtime = \"{wanted}\" under [engine] of its containers.conf, or leave \
+                 docker.runtime out"
+            ))),
+            _ => Ok(()),
         }
     }
 

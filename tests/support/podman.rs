@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -31,6 +32,11 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 impl Podman {
     pub(crate) async fn up(name: &str) -> Self {
+        Self::with(name, "runc").await
+    }
+
+    /// Every container of it is in this runtime. `runsc` is as tests/docker_engine/gvisor.rs says.
+    pub(crate) async fn with(name: &str, runtime: &str) -> Self {
         let alone = ALONE.lock().await;
         let process = std::process::id();
         let rigs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/rig");
@@ -39,12 +45,18 @@ impl Podman {
         let run = PathBuf::from(format!("/run/dmpod-{process}"));
         fs::create_dir_all(&run).unwrap();
         let (at, at_run) = (folder.display(), run.display());
+        let runsc = folder.join("runsc");
+        let words = "exec /usr/bin/runsc --platform=ptrace --network=host --ignore-cgroups \"$@\"";
+        fs::write(&runsc, format!("#!/bin/sh\n{words}\n")).unwrap();
+        fs::set_permissions(&runsc, fs::Permissions::from_mode(0o755)).unwrap();
+        let runsc = runsc.display();
         // crun refuses this kind of machine's hybrid cgroups; without systemd there is no journal.
         // Podman's own limits of open files and processes are more than a container may have here.
         let settings = format!(
             "[containers]\ndefault_ulimits = [\"nofile=4096:4096\", \"nproc=4096:4096\"]\n\
-             [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\n\
+             [engine]\nruntime = \"{runtime}\"\ncgroup_manager = \"cgroupfs\"\n\
              events_logger = \"file\"\ntmp_dir = \"{at_run}/tmp\"\n\
+             [engine.runtimes]\nrunsc = [\"{runsc}\"]\n\
              [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{at}/net\"\n"
         );
         fs::write(folder.join("containers.conf"), settings).unwrap();

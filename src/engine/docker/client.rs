@@ -383,6 +383,19 @@ impl Client {
         Ok(format!("{}.{:09}", now.timestamp(), now.timestamp_subsec_nanos()))
     }
 
+    /// The one runtime that every container gets, where a daemon heeds no wish: Podman's does not.
+    /// 4.3 takes `HostConfig.Runtime` and makes the container in its own.
+    pub(super) async fn only_runtime(&self) -> Result<Option<String>, Error> {
+        let ask = |docker: bollard::Docker| async move { docker.version().await };
+        let parts = self.call("version", self.call_timeout, ask).await?.components;
+        if parts.into_iter().flatten().all(|part| part.name != "Podman Engine") {
+            return Ok(None);
+        }
+        let ask = |docker: bollard::Docker| async move { docker.info().await };
+        let info = self.call("info", self.call_timeout, ask).await?;
+        Ok(Some(info.default_runtime.unwrap_or_default()))
+    }
+
     /// The names of the OCI runtimes that it is set up with, in order. Docker takes others, too: the
     /// full names of shims.
     pub(super) async fn runtimes(&self) -> Result<Vec<String>, Error> {

@@ -6,6 +6,7 @@
 
 mod access;
 mod admit;
+mod answer_log;
 mod arrive;
 mod client;
 mod connections;
@@ -63,6 +64,7 @@ use crate::{
     record::AccessLog,
     route::RouteTable,
 };
+use answer_log::{AnswerLog, Line};
 use ctx::Ctx;
 use framing::{HeadLimits, Refusal};
 use headers::RequestId;
@@ -90,6 +92,7 @@ pub struct Edge {
     redirect_port: u16,
     tunnels: TaskTracker,
     access_log: Option<Arc<AccessLog>>,
+    answer_log: AnswerLog,
     acme: Option<Arc<Acme>>,
 }
 
@@ -114,6 +117,7 @@ impl Edge {
             redirect_port: 443,
             tunnels: TaskTracker::new(),
             access_log: None,
+            answer_log: AnswerLog::default(),
             acme: None,
         }
     }
@@ -209,6 +213,7 @@ impl Edge {
         };
         // In `ctx` while it waits, so that whatever ends the request gives it back.
         let lease = ctx.lease.insert(lease);
+        ctx.generation = Some(lease.generation());
         let endpoint = hold::ready(downstream, lease).await?;
         ctx.generation = Some(endpoint.generation);
         ctx.held = lease.held();
@@ -469,14 +474,7 @@ impl ProxyHttp for Edge {
         let answer = ctx.answer.or_else(ended).unwrap_or_else(|| ctx.answer_to(error));
         ctx.answer = Some(answer);
         METRICS.refused.with_label_values(&[answer.reason()]).inc();
-        let session = ctx.target.as_ref().map_or("", |target| &*target.host);
         let id = ctx.id.as_str();
-        match answer {
-            Answer::Broken | Answer::Silent | Answer::NotListening | Answer::Internal => {
-                tracing::warn!(session, id, %error, "{}", answer.reason());
-            }
-            _ => tracing::debug!(session, id, %error, "{}", answer.reason()),
-        }
         let began = downstream.response_written().is_some();
         // Pingora closes the connection after this, so the client must be told.
         downstream.set_keepalive(None);
@@ -489,15 +487,19 @@ impl ProxyHttp for Edge {
         FailToProxy { error_code: answer.status(), can_reuse_downstream: false }
     }
 
-    async fn logging(&self, downstream: &mut Downstream, _: Option<&Error>, ctx: &mut Ctx) {
+    async fn logging(&self, downstream: &mut Downstream, error: Option<&Error>, ctx: &mut Ctx) {
         let status = downstream.response_written().map_or(0, |answer| answer.status.as_u16());
         METRICS.count_request(status);
-        let host = ctx.target.as_ref().map_or("", |target| &*target.host);
+        let session = ctx.target.as_ref().map_or("", |target| &*target.host);
         let id = ctx.id.as_str();
         // Within the macro, so that nobody looks for the client where nothing is logged.
-        tracing::debug!(
-            id, session = host, client = ?client::address(downstream), status, "request"
-        );
+        tracing::debug!(id, session, client = ?client::address(downstream), status, "request");
+        if let Some(answer) = ctx.answer {
+            let generation = ctx.generation.map(|generation| generation.0);
+            let client = client::address(downstream);
+            let line = Line { answer, id, client, session, generation, error };
+            self.answer_log.write(&line, Instant::now().into_std());
+        }
         if let Some(log) = &self.access_log {
             log.write(&ctx.access(downstream, status));
         }

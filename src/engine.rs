@@ -134,6 +134,18 @@ pub enum Health {
     Unhealthy,
 }
 
+impl Health {
+    /// In an operator's words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unchecked => "it runs",
+            Self::Starting => "its health check has not passed yet",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
 /// What happened outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EngineEvent {

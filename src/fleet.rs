@@ -47,6 +47,7 @@ pub use view::{Running, SessionView};
 
 use crate::{
     engine::Engine,
+    metrics::METRICS,
     session::{
         self, Depth, Effect, Event, Failure, Generation, Plan, SessionId,
         machine::{Asker, Session, SleepAnswer, State},
@@ -413,7 +414,12 @@ impl Fleet {
             let at = SystemTime::now();
             core.remember(Moment { at, from, to, cause, generation: generation.0 });
         }
+        let failed = core.wake_failed.take().map(|failure| (failure, core.last_error.clone()));
+        let engine = Arc::clone(&core.plan.engine);
         drop(core);
+        if let Some((failure, error)) = failed {
+            tell_failed_wake(&cell.session, generation, &engine, failure, error.as_deref());
+        }
         let session = &cell.session;
         if warm {
             tracing::debug!(%session, %generation, from, to, cause, "session");
@@ -435,6 +441,10 @@ impl Fleet {
             Effect::Fail(generation, failure) => {
                 let phase = cell.phase();
                 core.note(failure, phase);
+                // Those who wait behind a stop are told as well: their wake had not begun.
+                if generation == core.machine.generation() {
+                    core.wake_failed = Some(failure);
+                }
                 cell.gate
                     .send_replace(Gate { generation, outcome: Outcome::Failed(failure, phase) });
             }
@@ -542,6 +552,22 @@ impl Fleet {
 
     fn handle(&self) -> Handle {
         self.runtime.get().cloned().unwrap_or_else(Handle::current)
+    }
+}
+
+/// The one place where a wake that came to nothing is logged and counted.
+fn tell_failed_wake(
+    session: &SessionId,
+    generation: Generation,
+    engine: &str,
+    failure: Failure,
+    error: Option<&str>,
+) {
+    let was_wanted = matches!(failure, Failure::PutToSleep | Failure::Retired);
+    let result = if was_wanted { "cancelled" } else { "failed" };
+    METRICS.wakes.with_label_values(&[engine, result]).inc();
+    if !was_wanted {
+        tracing::warn!(%session, %generation, engine, error, "wake failed");
     }
 }
 

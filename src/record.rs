@@ -53,11 +53,15 @@ pub struct Access<'a> {
     pub path: &'a str,
     /// The route's name.
     pub route: &'a str,
-    /// The life that answered.
+    /// The life that answered, or that it waited for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
     /// The status of the answer; 0 when the client left before there was one.
     pub status: u16,
+    /// Who has entered by the route's access policies, as the instance is told it; empty where that
+    /// is not known.
+    #[serde(serialize_with = "cut", skip_serializing_if = "str::is_empty")]
+    pub user: &'a str,
     /// Why the edge itself answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
@@ -241,6 +245,7 @@ mod tests {
             route: "desk",
             generation: None,
             status: 200,
+            user: "",
             reason: None,
             bytes: 3,
             took_ms: 0.5,

@@ -37,8 +37,8 @@ pub use {
 };
 pub(crate) use {host::is_name, load::read as read_file};
 
-use crate::session::{Depth, Plan, Probe, Rung, SPARES, Spec, UpstreamTls};
-use recipe::{SetValue, Tls};
+use crate::session::{Depth, Plan, Probe, ProbeHeader, Rung, SPARES, Spec, UpstreamTls};
+use recipe::{SetHeader, SetValue, Tls};
 use template::Names;
 
 /// The engines that a route may name, and what each is.
@@ -134,7 +134,11 @@ impl Route {
         let fill = |text: &str, reserved: &[&str]| self.fill(text, values, reserved);
         let recipe = &*self.recipe;
         let probe = match &recipe.probe {
-            Probe::Http { path, status } => Probe::Http { path: fill(path, &[]), status: *status },
+            Probe::Http { path, status, .. } => Probe::Http {
+                path: fill(path, &[]),
+                status: *status,
+                headers: self.probe_headers(values),
+            },
             other => other.clone(),
         };
         let mut spec = recipe.spec.clone();
@@ -187,6 +191,18 @@ impl Route {
             };
             Some((header.spelled.clone(), value))
         })
+    }
+
+    /// The same for the probe, whose captures are known.
+    fn probe_headers(&self, values: &[&str]) -> Vec<ProbeHeader> {
+        let filled = |header: &SetHeader| {
+            let value = match &header.value {
+                SetValue::Fixed(value) => value.as_bytes().to_vec(),
+                SetValue::Template(text) => self.fill(text, values, &[]).into_bytes(),
+            };
+            ProbeHeader { name: header.spelled.to_vec(), value }
+        };
+        self.recipe.set_headers.iter().map(filled).collect()
     }
 
     /// A template of `[access]`, for `host`.

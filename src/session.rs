@@ -195,9 +195,27 @@ pub enum Probe {
         path: String,
         /// The one status that counts, when given.
         status: Option<u16>,
+        /// What the route sets on every request to the instance.
+        headers: Vec<ProbeHeader>,
     },
     /// The engine says that it is healthy.
     Engine,
+}
+
+/// A header that the probe sends; there may be a secret in it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct ProbeHeader {
+    /// As the operator spelled it.
+    pub name: Vec<u8>,
+    /// Its value.
+    pub value: Vec<u8>,
+}
+
+impl fmt::Debug for ProbeHeader {
+    /// Without the value.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: …", String::from_utf8_lossy(&self.name))
+    }
 }
 
 /// How the edge and the probe speak TLS to an instance.

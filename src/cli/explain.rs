@@ -372,10 +372,10 @@ impl AccessPart {
 fn ready(probe: &Probe) -> String {
     match probe {
         Probe::Tcp => "when it accepts a connection".to_owned(),
-        Probe::Http { path, status: Some(status) } => {
+        Probe::Http { path, status: Some(status), .. } => {
             format!("when GET {path} answers {status}")
         }
-        Probe::Http { path, status: None } => format!("when GET {path} answers below 500"),
+        Probe::Http { path, status: None, .. } => format!("when GET {path} answers below 500"),
         Probe::Engine => "when its engine says that it is healthy".to_owned(),
     }
 }

@@ -176,6 +176,11 @@ impl Entered {
         }
     }
 
+    /// Who has entered, where that is known.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.entry.as_ref()?.user.as_ref()?.to_str().ok()
+    }
+
     /// What ends, where what is open ends with it.
     pub(super) fn grant(&self) -> Option<&Arc<Grant>> {
         self.entry.as_ref()?.grant.as_ref()

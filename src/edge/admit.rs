@@ -5,7 +5,7 @@
 //! session's lock, by the fleet: held requests of the session, of the route and in all, running
 //! instances of the route and of the engine. A warm request passes without any of it.
 
-mod buckets;
+pub(super) mod buckets;
 
 use std::sync::Arc;
 

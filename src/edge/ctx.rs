@@ -39,7 +39,7 @@ pub struct Ctx {
     pub(super) manner: Manner,
     pub(super) takeover: Option<Arc<Takeover>>,
     pub(super) lease: Option<Lease>,
-    /// Of the last lease, which may be the tunnel's by now.
+    /// Of the last lease, which may be over, or the tunnel's by now.
     pub(super) generation: Option<Generation>,
     pub(super) held: Option<Held>,
     /// What was leased at the handshake.
@@ -106,6 +106,7 @@ impl Ctx {
             route: self.target.as_ref().map_or("", |target| &*target.route.name),
             generation: self.generation.map(|generation| generation.0),
             status,
+            user: self.entered.user().unwrap_or_default(),
             reason: self.answer.map(Answer::reason),
             bytes: downstream.body_bytes_sent(),
             took_ms: millis(self.began.elapsed()),

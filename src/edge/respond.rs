@@ -123,6 +123,11 @@ impl Answer {
         }
     }
 
+    /// Whether a person must look: a fault of the instance or of ours, not of the request.
+    pub(super) fn is_fault(self) -> bool {
+        matches!(self, Self::Broken | Self::Silent | Self::NotListening | Self::Internal)
+    }
+
     /// The label of the metric.
     pub(super) fn reason(self) -> &'static str {
         match self {

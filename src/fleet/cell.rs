@@ -70,6 +70,10 @@ pub(super) struct Core {
     pub(super) wake: CancellationToken,
     /// Why the last wake or sleep failed, for the operator.
     pub(super) last_error: Option<String>,
+    /// What the last look at an instance that is not ready saw, of the wake that is under way.
+    pub(super) not_ready: Option<String>,
+    /// How the wake that was under way has failed, until that is told.
+    pub(super) wake_failed: Option<Failure>,
     pub(super) history: VecDeque<Moment>,
     /// The engine reported a change while it was busy with this session: look when it is done.
     pub(super) look_again: bool,
@@ -168,6 +172,8 @@ impl Cell {
                 tail: None,
                 wake: CancellationToken::new(),
                 last_error: None,
+                not_ready: None,
+                wake_failed: None,
                 history: VecDeque::new(),
                 look_again: false,
                 crowd: None,
@@ -221,12 +227,19 @@ impl Core {
         let place = self.next_place.as_ref().or(kept);
         place.is_some_and(|place| place.need().is_same_place(next))
     }
+
     /// Keeps for the operator how a wake failed, where the engine itself had nothing to complain of.
     pub(super) fn note(&mut self, failure: Failure, phase: Phase) {
+        let seen = self.not_ready.take().filter(|_| phase == Phase::GettingReady);
         let noted = match failure {
-            Failure::Died => "the instance ended before it was ready: see its log".to_owned(),
+            Failure::Died => {
+                let seen = seen.map(|seen| format!("; before that, {seen}")).unwrap_or_default();
+                format!("the instance ended before it was ready: see its log{seen}")
+            }
             Failure::Timeout => {
-                format!("not ready within wake.timeout: it was {}", phase.as_str())
+                let what = seen.unwrap_or_else(|| format!("it was {}", phase.as_str()));
+                let within = self.plan.policy.wake_timeout;
+                format!("not ready within wake.timeout ({within:?}): {what}")
             }
             Failure::EngineRefused
             | Failure::EngineBusy

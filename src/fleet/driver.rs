@@ -34,6 +34,7 @@ pub(super) fn start(fleet: &Fleet, cell: &Arc<Cell>, core: &mut Core, generation
     let plan = Arc::clone(&core.plan);
     let before = core.placed.replace(Placed { plan: Arc::clone(&plan), life: None, ready: false });
     core.wake = CancellationToken::new();
+    core.not_ready = None;
     let (done, tail) = oneshot::channel();
     let wake = Wake {
         cell: Arc::clone(cell),
@@ -133,12 +134,11 @@ impl Wake {
         let mut times = WakeTimes::default();
         let started = self.call_engine(&mut times).await;
         drop(done);
-        let result = match &started {
-            None => "cancelled",
+        match &started {
+            None => {}
             Some(Ok(started)) => self.get_ready(started, times).await,
             Some(Err(error)) => self.failed(error),
-        };
-        METRICS.wakes.with_label_values(&[&*self.plan.engine, result]).inc();
+        }
     }
 
     /// Waits for room among those that run, then for a place among those that start.
@@ -213,7 +213,7 @@ impl Wake {
         }
     }
 
-    async fn get_ready(&self, started: &Started, mut times: WakeTimes) -> &'static str {
+    async fn get_ready(&self, started: &Started, mut times: WakeTimes) {
         self.cell.set_phase(Phase::GettingReady);
         outside::look_again(&self.cell);
         let began = Instant::now();
@@ -226,10 +226,11 @@ impl Wake {
         let ready = probe::ready(&self.cell, &self.plan, probe, &started.address);
         tokio::select! {
             biased;
-            () = self.cancel.cancelled() => return "cancelled",
+            () = self.cancel.cancelled() => return,
             () = ready => {}
         }
         times.ready = began.elapsed();
+        METRICS.wakes.with_label_values(&[&*self.plan.engine, "ok"]).inc();
         let parts = [("queued", times.queued), ("engine", times.engine), ("ready", times.ready)];
         for (part, took) in parts {
             let seconds = METRICS.wake_seconds.with_label_values(&[&*self.plan.engine, part]);
@@ -256,7 +257,6 @@ impl Wake {
                 }
             }
         });
-        "ok"
     }
 
     /// Until nobody waits any more, who comes now must not overtake those who were held.
@@ -277,16 +277,14 @@ impl Wake {
         before.is_some_and(|before| before.life.as_ref() == Some(&started.life))
     }
 
-    fn failed(&self, error: &engine::Error) -> &'static str {
-        let (session, generation) = (&self.cell.session, self.generation);
-        tracing::warn!(%session, %generation, engine = &*self.plan.engine, %error, "wake failed");
+    fn failed(&self, error: &engine::Error) {
+        let generation = self.generation;
         let failure =
             if error.is_retryable() { Failure::EngineBusy } else { Failure::EngineRefused };
         self.cell.fleet.apply(&self.cell, "engine", |core, now, out| {
             core.last_error = Some(error.to_string());
             core.machine.handle(Event::StartFailed(generation, failure), now, out);
         });
-        "failed"
     }
 }
 

@@ -4,7 +4,12 @@
 use std::{io, sync::Arc, time::Duration};
 
 use http_body_util::Empty;
-use hyper::{Request, body::Bytes, client::conn::http1};
+use hyper::{
+    Request,
+    body::Bytes,
+    client::conn::http1,
+    header::{HeaderName, HeaderValue},
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -12,10 +17,13 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{cell::Cell, tls};
+use super::{
+    cell::Cell,
+    tls::{self, Trust},
+};
 use crate::{
     engine::{Health, InstanceState},
-    session::{Address, Behind, Plan, Probe},
+    session::{Address, Behind, Plan, Probe, ProbeHeader},
 };
 
 /// No timer of the runtime is finer.
@@ -24,10 +32,18 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// One attempt: an instance that accepts and then says nothing is asked again after this.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
-/// Returns once the instance is ready as `probe` says. Whoever waits sets the limit.
+/// Returns once the instance is ready as `probe` says. Whoever waits sets the limit, and reads in
+/// `Core::not_ready` what the last look saw.
 pub(super) async fn ready(cell: &Arc<Cell>, plan: &Plan, probe: &Probe, address: &Address) {
     let began = Instant::now();
-    while !matches!(timeout(ATTEMPT_MAX, attempt(cell, plan, probe, address)).await, Ok(true)) {
+    loop {
+        let looked = timeout(ATTEMPT_MAX, attempt(cell, plan, probe, address)).await;
+        let seen = match looked {
+            Ok(Ok(())) => return,
+            Ok(Err(seen)) => seen,
+            Err(_) => NotReady::Silent,
+        };
+        cell.lock().not_ready = Some(seen.describe(probe, address));
         let pause = (began.elapsed() / 4).clamp(PAUSE_MIN, PAUSE_MAX);
         tokio::select! {
             () = sleep(pause) => {}
@@ -36,32 +52,83 @@ pub(super) async fn ready(cell: &Arc<Cell>, plan: &Plan, probe: &Probe, address:
     }
 }
 
-async fn attempt(cell: &Arc<Cell>, plan: &Plan, probe: &Probe, address: &Address) -> bool {
+/// What one look saw of an instance that is not ready.
+enum NotReady {
+    /// It takes no connection.
+    Unreachable(io::Error),
+    /// It takes a connection and says nothing.
+    Silent,
+    /// What it says is no HTTP answer.
+    NoAnswer(String),
+    /// It answers with a status that does not count.
+    Status { got: u16, wanted: Option<u16> },
+    /// What the engine says of it.
+    Engine(String),
+}
+
+impl NotReady {
+    /// For the operator: who was asked, what for, and what came back.
+    fn describe(&self, probe: &Probe, address: &Address) -> String {
+        let asked = match probe {
+            Probe::Http { path, .. } => format!("GET {path} at {address}"),
+            Probe::Tcp | Probe::Engine => address.to_string(),
+        };
+        match self {
+            Self::Unreachable(error) => format!("{asked}: no connection: {error}"),
+            Self::Silent => format!("{asked}: no answer within {} s", ATTEMPT_MAX.as_secs()),
+            Self::NoAnswer(error) => format!("{asked}: no HTTP answer: {error}"),
+            Self::Status { got, wanted: Some(wanted) } => {
+                format!("{asked} answers {got}, and ready.status is {wanted}")
+            }
+            Self::Status { got, wanted: None } => {
+                format!("{asked} answers {got}, and an answer below 500 is ready")
+            }
+            Self::Engine(said) => format!("its engine says: {said}"),
+        }
+    }
+}
+
+async fn attempt(
+    cell: &Arc<Cell>,
+    plan: &Plan,
+    probe: &Probe,
+    address: &Address,
+) -> Result<(), NotReady> {
     match probe {
         Probe::Tcp => listens(cell, plan, address).await,
-        Probe::Http { path, status } => match get(cell, plan, address, path).await {
-            Ok(answer) => status.map_or(answer < 500, |wanted| answer == wanted),
-            Err(_) => false,
-        },
+        Probe::Http { path, status: wanted, headers } => {
+            let got = get(cell, plan, address, path, headers).await?;
+            let counts = wanted.map_or(got < 500, |wanted| got == wanted);
+            if counts { Ok(()) } else { Err(NotReady::Status { got, wanted: *wanted }) }
+        }
         Probe::Engine => match cell.fleet.inspect(cell, plan).await {
             Ok(Some(InstanceState::Running(Health::Unchecked))) => {
                 listens(cell, plan, address).await
             }
-            Ok(Some(InstanceState::Running(health))) => health == Health::Healthy,
-            Ok(Some(InstanceState::Asleep(_)) | None) | Err(_) => false,
+            Ok(Some(InstanceState::Running(Health::Healthy))) => Ok(()),
+            Ok(Some(InstanceState::Running(health))) => {
+                Err(NotReady::Engine(health.as_str().to_owned()))
+            }
+            Ok(Some(InstanceState::Asleep(depth))) => {
+                Err(NotReady::Engine(format!("it is {}", depth.as_str())))
+            }
+            Ok(None) => Err(NotReady::Engine("there is no instance".to_owned())),
+            Err(error) => Err(NotReady::Engine(error.to_string())),
         },
     }
 }
 
 /// Whether somebody takes a connection there. That a proxy does says nothing of who is behind it:
 /// there, whether it answers for it.
-async fn listens(cell: &Cell, plan: &Plan, address: &Address) -> bool {
+async fn listens(cell: &Cell, plan: &Plan, address: &Address) -> Result<(), NotReady> {
     match address {
-        Address::Tcp(_) | Address::Unix(_) => connect(address).await.is_ok(),
-        Address::Behind(_) => {
-            let answer = get(cell, plan, address, "/").await;
-            answer.is_ok_and(|status| !(502..=504).contains(&status))
+        Address::Tcp(_) | Address::Unix(_) => {
+            connect(address).await.map_err(NotReady::Unreachable).map(drop)
         }
+        Address::Behind(_) => match get(cell, plan, address, "/", &[]).await? {
+            got @ 502..=504 => Err(NotReady::Status { got, wanted: None }),
+            _ => Ok(()),
+        },
     }
 }
 
@@ -82,26 +149,37 @@ async fn get(
     plan: &Plan,
     address: &Address,
     path: &str,
-) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
-    let mut stream = connect(address).await?;
+    headers: &[ProbeHeader],
+) -> Result<u16, NotReady> {
+    let mut stream = connect(address).await.map_err(NotReady::Unreachable)?;
     let behind = address.behind();
-    let sni = match behind {
-        Some(behind) => behind.tls.then_some(&*behind.host),
-        None => plan.tls.as_ref().map(|options| &*options.sni),
+    let tls = match behind {
+        Some(behind) => behind.tls.then_some((&*behind.host, true)),
+        None => plan.tls.as_ref().map(|options| (&*options.sni, options.verify)),
     };
-    if let Some(sni) = sni {
-        stream = Box::new(tls::connect(stream, sni).await?);
+    if let Some((sni, verify)) = tls {
+        // Without a secret to send, it does not matter who answers.
+        let trust = if verify && !headers.is_empty() { Trust::System } else { Trust::Anyone };
+        let connected = tls::connect(stream, sni, trust).await;
+        stream = Box::new(connected.map_err(|error| NotReady::NoAnswer(format!("TLS: {error}")))?);
     }
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let no_answer = |error: &dyn std::error::Error| NotReady::NoAnswer(error.to_string());
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|error| no_answer(&error))?;
     let mut request = Request::get(path);
     if let Some(Behind { header: (header, instance), .. }) = behind {
         request = request.header(*header, &**instance);
     }
-    let request = request
+    request = request
         .header("host", behind.map_or(cell.session.host(), |behind| &behind.host))
         .header("user-agent", concat!("dormouse-probe/", env!("CARGO_PKG_VERSION")))
-        .header("connection", "close")
-        .body(Empty::<Bytes>::new())?;
+        .header("connection", "close");
+    let mut request = request.body(Empty::<Bytes>::new()).map_err(|error| no_answer(&error))?;
+    for ProbeHeader { name, value } in headers {
+        let name = HeaderName::from_bytes(name).map_err(|error| no_answer(&error))?;
+        let value = HeaderValue::from_bytes(value).map_err(|error| no_answer(&error))?;
+        request.headers_mut().insert(name, value);
+    }
     // The connection is driven here and ends with this attempt: nothing is left behind.
     let mut answer = std::pin::pin!(sender.send_request(request));
     let answer = tokio::select! {
@@ -109,5 +187,5 @@ async fn get(
         // It may end in the very step that brings the answer.
         _ = connection => answer.await,
     };
-    Ok(answer?.status().as_u16())
+    Ok(answer.map_err(|error| no_answer(&error))?.status().as_u16())
 }

@@ -168,7 +168,7 @@ impl Check<'_> {
         self.template(&["ready", "path"], &path, &[]);
         match probe {
             ProbeWord::Tcp => Probe::Tcp,
-            ProbeWord::Http => Probe::Http { path, status },
+            ProbeWord::Http => Probe::Http { path, status, headers: Vec::new() },
             ProbeWord::Engine => Probe::Engine,
         }
     }

@@ -281,9 +281,10 @@ async fn addresses_let_in_or_keep_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_and_a_password_let_in_and_stay_here() {
-    let edge =
-        Setup::new().route("open", "host = \"x.example\"\ninstance.command = [\"x\"]\n").start();
-    let mut edge = edge;
+    let mut edge = Setup::new()
+        .config("[log]\naccess = \"access.log\"\n")
+        .route("open", "host = \"x.example\"\ninstance.command = [\"x\"]\n")
+        .start();
     let hash = bcrypt::hash("open sesame", 4).expect("a hash");
     std::fs::write(edge.path("routes/users"), format!("alice:{hash}\n")).expect("a file");
     edge.write_route("demo", &witnessed("", "[access]\nbasic = { users = \"users\" }\n"));
@@ -306,6 +307,10 @@ async fn a_name_and_a_password_let_in_and_stay_here() {
     assert_eq!(all(&headers, "x-dormouse-user"), ["alice"]);
     assert!(all(&headers, "authorization").is_empty(), "{headers:?}");
     assert_eq!(edge.log_count(&["sesame"]), 0);
+    edge.wait_until("the access log says who it was", |edge| {
+        let log = std::fs::read_to_string(edge.path("access.log")).unwrap_or_default();
+        log.lines().any(|line| line.contains("\"user\":\"alice\""))
+    });
 
     // A file that has become wrong is told, and changes nothing.
     edge.announce("users:1:5");

@@ -48,6 +48,7 @@ mod support;
 mod timeouts;
 mod tls;
 mod upstream;
+mod visible;
 #[path = "../support/vm.rs"]
 mod vm;
 mod wake;

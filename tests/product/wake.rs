@@ -103,6 +103,7 @@ async fn an_instance_that_listens_late_is_no_502() {
 async fn an_instance_that_never_gets_ready_is_a_504_cleaned_up_and_cools_down() {
     let route = witnessed("$(test -e broken && echo --never-ready)", "[wake]\ntimeout = \"3s\"\n");
     let mut edge = Setup::new().route("demo", &route).start();
+    edge.announce("wake failed");
     fs::write(edge.path("broken"), "").expect("broken");
     let client = client();
     let get = || client.get(edge.url("alice.test", "/whoami")).send();
@@ -156,6 +157,7 @@ async fn refused_at_once(edge: &Edge, internal: &[&str]) -> u16 {
 async fn an_instance_that_exits_at_once_is_told_at_once() {
     let route = witnessed("", NEVER).replacen("; exec ", "; exit 3; ", 1);
     let mut edge = Setup::new().route("demo", &route).start();
+    edge.announce("wake failed");
     assert_eq!(refused_at_once(&edge, &["exit", "/bin/sh", "127.0.0.1", "process"]).await, 502);
     edge.wait_state("alice.test", "asleep");
     let session = edge.session("alice.test");
@@ -183,6 +185,7 @@ async fn a_program_that_is_missing_is_told_at_once() {
 async fn however_often_clients_ask_failing_wakes_are_few() {
     let route = witnessed("", NEVER).replacen("; exec ", "; exit 1; ", 1);
     let mut edge = Setup::new().route("demo", &route).start();
+    edge.announce("wake failed");
     let began = Instant::now();
     while edge.starts("alice.test") < 3 {
         assert!(began.elapsed() < PATIENCE, "cooldowns end");
@@ -202,6 +205,7 @@ async fn however_often_clients_ask_failing_wakes_are_few() {
 async fn ten_failing_wakes_are_ten_starts() {
     let route = witnessed("", NEVER).replacen("; exec ", "; exit 1; ", 1);
     let mut edge = Setup::new().route("demo", &route).start();
+    edge.announce("wake failed");
     for wakes in 1..=10 {
         // An operator does not wait for the cooldown.
         let (status, _) = edge.admin_post("/v1/sessions/alice.test/wake");
@@ -357,6 +361,7 @@ async fn who_sends_a_large_body_to_a_session_that_fails_reads_why() {
     const SIZE: usize = 20 * 1024 * 1024;
     let route = witnessed("", NEVER).replacen("; exec ", "; exit 1; ", 1);
     let mut edge = Setup::new().route("demo", &route).start();
+    edge.announce("wake failed");
     for (host, status) in [("alice.test", "502"), ("alice.test", "503"), ("nobody.example", "404")]
     {
         if status == "503" {

@@ -115,7 +115,12 @@ fn every_key_reaches_the_plan_with_its_captures_filled_in() {
         firecracker,
     };
     assert_eq!(plan.spec, expected);
-    assert_eq!(plan.probe, Probe::Http { path: "/ready?of=alice".into(), status: Some(204) });
+    let Probe::Http { path, status, headers } = &plan.probe else { panic!("{:?}", plan.probe) };
+    assert_eq!((path.as_str(), *status), ("/ready?of=alice", Some(204)));
+    assert!(!format!("{:?}", plan.probe).contains("s3cret"), "no secret is printed");
+    let headers: Vec<_> =
+        headers.iter().map(|header| (&header.name[..], &header.value[..])).collect();
+    assert_eq!(headers, [(&b"Authorization"[..], &b"Bearer s3cret"[..]), (b"X-Session", b"alice")]);
     let tls = UpstreamTls { verify: false, sni: "alice.internal".into() };
     assert_eq!((plan.tls, route.tls(host)), (Some(tls.clone()), Some(tls)));
     let rungs: Vec<_> =

@@ -24,7 +24,7 @@ const FORGET_EVERY: Duration = Duration::from_secs(1);
 
 /// Buckets.
 #[derive(Debug)]
-pub(super) struct Buckets<K>(Mutex<Kept<K>>);
+pub(in crate::edge) struct Buckets<K>(Mutex<Kept<K>>);
 
 #[derive(Debug)]
 struct Kept<K> {
@@ -41,12 +41,12 @@ struct Kept<K> {
 
 impl<K: Eq + Hash> Buckets<K> {
     /// At most `max` of their own, for keys that anybody can make.
-    pub(super) fn bounded(max: usize) -> Self {
+    pub(in crate::edge) fn bounded(max: usize) -> Self {
         Self::new(max, false)
     }
 
     /// For keys that are bounded elsewhere; above `kept`, full ones are forgotten.
-    pub(super) fn unbounded(kept: usize) -> Self {
+    pub(in crate::edge) fn unbounded(kept: usize) -> Self {
         Self::new(kept, true)
     }
 
@@ -57,7 +57,7 @@ impl<K: Eq + Hash> Buckets<K> {
 
     /// A token from the bucket of `key`, or how long until there is one. `crowded` is told when the
     /// bucket is shared.
-    pub(super) fn take(
+    pub(in crate::edge) fn take(
         &self,
         key: K,
         rate: &Rate,
@@ -78,6 +78,13 @@ impl<K: Eq + Hash> Buckets<K> {
         let shared = kept.shared(&key);
         *shared = Some(take(*shared, rate, now)?);
         Ok(())
+    }
+}
+
+impl<K: Eq + Hash> Default for Buckets<K> {
+    /// For the few keys of a closed set.
+    fn default() -> Self {
+        Self::unbounded(0)
     }
 }
 

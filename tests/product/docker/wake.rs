@@ -244,6 +244,7 @@ async fn an_instance_that_never_gets_healthy_is_given_up_in_time_and_cleaned_up(
     let route =
         hello("[wake]\ntimeout = \"10s\"\n").replace("probe = \"http\"", "probe = \"engine\"");
     let mut yard = Yard::new(&route.replace(dockerd::IMAGE, "dormouse-test/never-healthy"));
+    yard.edge.announce("wake failed");
     let answer = client().get(yard.edge.url("alice.test", "/")).send().await.expect("an answer");
     assert_eq!(answer.status(), 504);
     assert!(answer.headers().contains_key("retry-after"));

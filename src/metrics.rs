@@ -245,3 +245,43 @@ fn register<M: Collector + Clone + 'static>(
     registry.register(Box::new(metric.clone())).expect("the names above are distinct");
     metric
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    const SOURCE: &str = include_str!("metrics.rs");
+    const PAGE: &str = include_str!("../docs/operations.md");
+
+    /// What stands behind each `before` in `text`, as far as it can be a metric's name.
+    fn names(text: &str, before: &str) -> BTreeSet<String> {
+        let name = |rest: &str| {
+            let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+            rest.chars().take_while(|c| is_name(*c)).collect::<String>()
+        };
+        text.split(before).skip(1).map(name).filter(|name| !name.is_empty()).collect()
+    }
+
+    /// The table has every metric, and neither it nor an alert names one that does not exist.
+    #[test]
+    fn the_page_for_operators_knows_the_metrics() {
+        let source: String =
+            SOURCE.split("#[cfg(test)]").next().expect("code").split_whitespace().collect();
+        let made: BTreeSet<_> =
+            ["counter(\"", "counters(\"", "gauge(\"", "gauges(\"", "opts(\"", "times(\""]
+                .iter()
+                .flat_map(|call| names(&source, call))
+                .collect();
+        let told: BTreeSet<_> = names(PAGE, "dormouse_")
+            .into_iter()
+            .map(|name| name.trim_end_matches("_bucket").to_owned())
+            .collect();
+        assert!(30 < made.len(), "{made:?}");
+        assert_eq!(
+            made.difference(&told).collect::<Vec<_>>(),
+            Vec::<&String>::new(),
+            "undocumented"
+        );
+        assert_eq!(told.difference(&made).collect::<Vec<_>>(), Vec::<&String>::new(), "unknown");
+    }
+}

@@ -340,6 +340,7 @@ async fn a_harmful_request_id_is_replaced() {
 async fn a_connection_is_kept_or_closed_as_the_client_was_told() {
     let route = witnessed("", NEVER).replacen("; exec ", "; exit 1; ", 1);
     let mut edge = Setup::new().route("demo", &route).start();
+    edge.announce("wake failed");
     let cases = [("nobody.example", "404", true), ("alice.test", "502", false)];
     for (host, status, kept) in cases {
         let mut raw = Raw::connect(edge.http).await;

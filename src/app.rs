@@ -303,6 +303,8 @@ fn edge_service(
     let mut proxy = http_proxy(&server.configuration, edge);
     let mut options = HttpServerOptions::default();
     options.h2c = true;
+    // Refused by the edge (`framing`), with an id and counted. Pingora's refusal has neither.
+    options.allow_connect_method_proxying = true;
     options.h2_idle_timeout = Some(config.timeouts.client_idle);
     proxy.server_options = Some(options);
     proxy.h2_options = Some(http2_options(&config.http2));

@@ -20,6 +20,7 @@ mod framing;
 pub mod fuzz;
 mod headers;
 mod hold;
+mod http2;
 mod inlet;
 mod listen;
 mod local;
@@ -66,7 +67,7 @@ use crate::{
 };
 use answer_log::{AnswerLog, Line};
 use ctx::Ctx;
-use framing::{HeadLimits, Refusal};
+use framing::HeadLimits;
 use headers::RequestId;
 use listen::Connection;
 use pace::Rate;
@@ -177,18 +178,25 @@ impl Edge {
     }
 
     /// What the request is refused for before it is looked at.
-    fn framed(&self, downstream: &mut Downstream, ctx: &Ctx) -> Result<(), Refusal> {
+    async fn framed(&self, downstream: &mut Downstream, ctx: &Ctx) -> Result<(), Answer> {
         let Some(connection) = &ctx.connection else { return Ok(()) };
         if connection.is_http2() {
-            self.limits.check_http2(downstream.req_header())?;
+            self.framed_by_http2(downstream).await?;
         } else {
-            connection.heads.next()?;
+            connection.heads.next().map_err(Answer::Unframed)?;
         }
         if connection.is_http2() || connection.heads.has_underscores() {
             let all = self.limits.drops_underscores();
             headers::drop_underscored(downstream.req_header_mut(), all);
         }
         Ok(())
+    }
+
+    async fn framed_by_http2(&self, downstream: &mut Downstream) -> Result<(), Answer> {
+        let request = downstream.req_header_mut();
+        http2::request::join_cookies(request).map_err(|_| Answer::BadRequest)?;
+        self.limits.check_http2(request).map_err(Answer::Unframed)?;
+        http2::request::refuse_body(downstream, &self.limits, self.timeouts.client_body).await
     }
 
     /// The instance to send the request to: leased, held for, and not known to be dead.
@@ -269,7 +277,7 @@ impl ProxyHttp for Edge {
             ctx.early = connection.take_early();
             ctx.connection = Some(Arc::clone(connection));
         }
-        ctx.answer = self.framed(downstream, ctx).err().map(Answer::Unframed);
+        ctx.answer = self.framed(downstream, ctx).await.err();
         downstream.set_read_timeout(Some(self.timeouts.client_body));
         headers::drop_stray_upgrade(downstream.req_header_mut());
         // Bytes of a next request that come during a hold are kept for it. Pingora, once it keeps
@@ -324,6 +332,7 @@ impl ProxyHttp for Edge {
         end: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        http2::request::drop_empty_end(body, end);
         let Some(pace) = ctx.body.as_mut().filter(|_| !end && downstream.is_http2()) else {
             return Ok(());
         };

@@ -6,13 +6,13 @@
 
 mod chunks;
 mod head;
+mod http2;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, header};
-use pingora::http::RequestHeader;
 
 use crate::config::{GetBody, Limits, Underscores};
 use chunks::Chunks;
@@ -39,37 +39,6 @@ impl HeadLimits {
             headers_max: to_usize(limits.headers.into()),
             underscores: limits.underscores,
             get_body: limits.get_body,
-        }
-    }
-
-    /// The same rules for a request by HTTP/2, as far as the protocol does not enforce them itself.
-    pub(super) fn check_http2(&self, request: &RequestHeader) -> Result<(), Refusal> {
-        if self.uri_max < request.raw_path().len() {
-            return Err(Refusal::UriTooLong);
-        }
-        if self.headers_max < request.headers.len() {
-            return Err(Refusal::TooManyHeaders);
-        }
-        let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
-        let length = match (lengths.next(), lengths.next()) {
-            (_, Some(_)) => return Err(Refusal::Length),
-            (Some(length), None) => Some(head::length(length.as_bytes())?),
-            (None, None) => None,
-        };
-        if length.is_some_and(|length| 0 < length) && self.refuses_body(request.method.as_str()) {
-            return Err(Refusal::BodyOfGet);
-        }
-        for name in request.headers.keys() {
-            head::check_name(name.as_str().as_bytes(), self)?;
-        }
-        Ok(())
-    }
-
-    fn refuses_body(&self, method: &str) -> bool {
-        match method {
-            "GET" => self.get_body == GetBody::Refuse,
-            "HEAD" => true,
-            _ => false,
         }
     }
 

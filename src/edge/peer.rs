@@ -48,7 +48,8 @@ impl Manner {
                 .map(HeaderValue::as_bytes)
                 .is_some_and(|v| v.starts_with(with))
         };
-        let grpc = starts(header::CONTENT_TYPE, b"application/grpc");
+        let content = request.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let grpc = content.is_some_and(is_grpc);
         let events = starts(header::ACCEPT, b"text/event-stream");
         let upgrade = request.headers.contains_key(header::UPGRADE);
         Self { grpc, upgrade, patient: grpc || events || upgrade }
@@ -63,6 +64,14 @@ impl Manner {
     pub(super) fn is_patient(self) -> bool {
         self.patient
     }
+}
+
+/// `application/grpc`, alone or with the format of its messages. Others begin with the same letters:
+/// gRPC-Web, which HTTP/1.1 carries.
+fn is_grpc(content: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let Some((kind, rest)) = content.split_at_checked(GRPC.len()) else { return false };
+    kind.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
 
 /// The peer of a leased endpoint.
@@ -148,4 +157,22 @@ pub(super) async fn listens(endpoint: &Endpoint, until: Instant, over: impl Fn()
         }
     };
     timeout_at(until, attempts).await.unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_begins_like_grpc_is_not_grpc() {
+        let grpc = ["", "+proto", "+json", ";charset=utf-8", " ; x=y"];
+        for more in grpc {
+            assert!(is_grpc(format!("application/grpc{more}").as_bytes()), "{more}");
+        }
+        assert!(is_grpc(b"Application/gRPC"));
+        for other in ["-web", "-web+proto", "-web-text", "x", "/1"] {
+            assert!(!is_grpc(format!("application/grpc{other}").as_bytes()), "{other}");
+        }
+        assert!(!is_grpc(b"application/grp") && !is_grpc(b""));
+    }
 }

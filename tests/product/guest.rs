@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::support::Edge;
+use crate::{strict, support::Edge};
 
 /// What an instance is.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,8 @@ pub(crate) enum Guest {
     /// Writes what it receives to `bytes/SESSION-N`, one file per connection. The first bytes of
     /// each are answered with what is in the file `answer`, if it exists; more are only read.
     Recorder,
+    /// Reads HTTP/1.1 to the letter, and says what came (`strict`).
+    Strict,
     /// Takes connections until the file `deaf` exists; then it lives on with no listener.
     Closing,
     /// Takes connections until the file `deaf` exists; then it lives on and its queue fills up.
@@ -49,8 +51,15 @@ pub(crate) enum Guest {
 }
 
 impl Guest {
-    const ALL: [Self; 6] =
-        [Self::Grpc, Self::Http2, Self::Https, Self::Recorder, Self::Closing, Self::Stuck];
+    const ALL: [Self; 7] = [
+        Self::Grpc,
+        Self::Http2,
+        Self::Https,
+        Self::Recorder,
+        Self::Strict,
+        Self::Closing,
+        Self::Stuck,
+    ];
 }
 
 /// A route whose instances are such guests and write a line to `starts`.
@@ -77,6 +86,7 @@ async fn serve() {
         Guest::Http2 => http2(at).await,
         Guest::Https => https(at).await,
         Guest::Recorder => record(at).await,
+        Guest::Strict => strict::serve(at).await,
         Guest::Closing => close(at).await,
         Guest::Stuck => stick(at).await,
     }

@@ -38,7 +38,7 @@ pub(crate) fn get(host: &str, path: &str) -> http::Request<()> {
     http::Request::get(format!("http://{host}{path}")).body(()).expect("a request")
 }
 
-async fn body(mut answer: h2::RecvStream) -> Vec<u8> {
+pub(crate) async fn body(mut answer: h2::RecvStream) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(chunk) = answer.data().await {
         let chunk = chunk.expect("a chunk");

@@ -14,6 +14,7 @@ mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 #[path = "../support/dockerd.rs"]
 mod dockerd;
+mod downgrade;
 mod early;
 mod floods;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
@@ -44,6 +45,7 @@ mod signals;
 mod slow;
 mod sni;
 mod streams;
+mod strict;
 mod support;
 mod timeouts;
 mod tls;

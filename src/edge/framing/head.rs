@@ -275,7 +275,7 @@ impl Head {
         }
         let has_body = self.coding != Coding::None || self.length.is_some_and(|n| 0 < n);
         let refuses = match self.method {
-            Method::Get => limits.refuses_body("GET"),
+            Method::Get => limits.refuses_body(&http::Method::GET),
             Method::Head => true,
             Method::Options | Method::Other => false,
         };

@@ -1,0 +1,3 @@
+//! HTTP/2 from clients.
+
+pub(super) mod request;

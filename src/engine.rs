@@ -9,7 +9,9 @@ mod deaths;
 pub mod docker;
 pub mod firecracker;
 pub mod fly;
+mod kept;
 pub mod kubernetes;
+mod listeners;
 mod poll;
 mod port;
 pub mod process;
@@ -68,6 +70,14 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// The state of one session's instance; `None` when there is none.
     async fn inspect(&self, session: &SessionId, spec: &Spec) -> Result<Option<Instance>, Error>;
+
+    /// What an operator should know of an instance whose wake has failed: that it listens elsewhere
+    /// than at `address`, or why it ended. Asked once a failed wake, before the instance is put to
+    /// sleep; `None` where the engine sees nothing.
+    async fn hint(&self, session: &SessionId, spec: &Spec, address: &Address) -> Option<String> {
+        let _ = (session, spec, address);
+        None
+    }
 
     /// What happened outside, without end: deaths, and what others start and stop.
     fn events(&self) -> BoxStream<'static, EngineEvent>;

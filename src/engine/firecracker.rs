@@ -273,13 +273,16 @@ impl Shared {
         folder.save(&record).map_err(io)?;
         let plan = Plan { session, spec, folder: &folder, calls, golden };
         let ran = self.run(&plan, &record).await;
-        if ran.is_err() && is_new {
-            // So that the next try is a first one, too, and begins with the golden memory.
+        let watched = ran.and_then(|child| self.watch(&folder, &record, Some(child)));
+        if watched.is_err() {
+            // Half of a start must not run on, and what it left is not waited for by anything else.
             process::end(&folder, Duration::ZERO).await?;
-            folder.remove().map_err(io)?;
+            if is_new {
+                // So that the next try is a first one, too, and begins with the golden memory.
+                folder.remove().map_err(io)?;
+            }
         }
-        let child = ran?;
-        self.watch(&folder, &record, Some(child))?;
+        watched?;
         Ok(started(&folder, &record))
     }
 
@@ -312,10 +315,11 @@ impl Shared {
         let mut record = folder.record().map_err(io)?.ok_or_else(lost)?;
         // One that was to be suspended when its edge died has its memory in a file, too.
         folder.forget_memory().map_err(io)?;
-        Api::at(folder.file(API)).resume().await?;
         record.paused = false;
         record.generation = record.generation.max(generation.0);
+        // First: what moves without a record of it would be taken for asleep.
         folder.save(&record).map_err(io)?;
+        Api::at(folder.file(API)).resume().await?;
         self.watch(folder, &record, None)?;
         Ok(started(folder, &record))
     }

@@ -8,6 +8,7 @@
 //! `memory`, `cpus`, `pids`, `image`, `port` and `volumes` of a route do nothing here; limits are
 //! for engines with cgroups.
 
+mod ends;
 mod family;
 mod log;
 mod record;
@@ -16,7 +17,7 @@ mod spawn;
 
 use std::{
     collections::HashMap,
-    io,
+    io, mem,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -32,13 +33,16 @@ use tokio_util::{
 };
 
 use self::{
-    family::{Marked, Motion, ProcessId},
+    ends::Ends,
+    family::{Family, Marked, Motion, ProcessId},
     record::{Folder, Record},
-    signal::Target,
+    signal::{Exit, Target},
     spawn::{Bind, Spawn},
 };
-use super::{Engine, EngineEvent, Error, Instance, Life, Started, deaths, port::Port};
-use crate::session::{Depth, Generation, Listen, SessionId, Spec};
+use super::{
+    Engine, EngineEvent, Error, Instance, Life, Started, deaths, listeners::Listeners, port::Port,
+};
+use crate::session::{Address, Depth, Generation, Listen, SessionId, Spec};
 
 /// Events that a slow subscriber may be behind; then it is told to list everything.
 const EVENTS_MAX: usize = 1024;
@@ -66,6 +70,7 @@ impl Process {
             base,
             boot,
             slots: DashMap::new(),
+            ends: Ends::default(),
             events: broadcast::Sender::new(EVENTS_MAX),
             tasks: TaskTracker::new(),
             closing: closing.clone(),
@@ -143,7 +148,8 @@ impl Engine for Process {
         let shared = self.shared.clone();
         let listed = self.to_its_end(async move {
             shared.clone().reconcile().await?;
-            let records = shared.folder.all().map_err(|e| shared.disk(&e))?;
+            let told = |_| (); // by the look before
+            let records = shared.folder.all(told).map_err(|e| disk(&e))?;
             Ok(records.iter().filter_map(|record| record.instance(&shared.boot)).collect())
         });
         let listed = listed.await?;
@@ -155,6 +161,17 @@ impl Engine for Process {
         self.adopted().await?;
         let record = self.shared.load(session)?;
         Ok(record.and_then(|record| record.instance(&self.shared.boot)))
+    }
+
+    async fn hint(&self, session: &SessionId, _: &Spec, address: &Address) -> Option<String> {
+        let record = self.shared.load(session).ok().flatten();
+        let record = record.filter(|record| record.motion(&self.shared.boot).is_some());
+        let Some(record) = record else { return self.shared.ends.of(session) };
+        let family = self.shared.target(session, Some(record.leader)).members().await.ok()?;
+        let pids: Vec<_> = family.ids().map(|id| id.pid).collect();
+        let found = tokio::task::spawn_blocking(move || Listeners::of(pids)).await;
+        let elsewhere = found.ok()?.ok()?.instead_of(address)?;
+        Some(format!("{elsewhere}: give it {{address}}, {{port}} or $PORT"))
     }
 
     fn events(&self) -> BoxStream<'static, EngineEvent> {
@@ -171,6 +188,7 @@ struct Shared {
     boot: String,
     /// One lock per session that is being worked on or watched.
     slots: DashMap<SessionId, Arc<Mutex<Slot>>>,
+    ends: Ends,
     events: broadcast::Sender<SessionId>,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -197,6 +215,7 @@ impl Shared {
             }
             self.end(session, record.leader(&self.boot), Duration::ZERO).await?;
         }
+        self.ends.forget(session);
         let (record, port) = self.clone().spawn(session, spec, generation).await?;
         self.watch(&record, port, &mut slot);
         self.started(&record)
@@ -210,15 +229,16 @@ impl Shared {
         generation: Generation,
         slot: &mut Slot,
     ) -> Result<Started, Error> {
-        if record.paused {
-            signal::resume(record.leader, &record.strays)?;
+        let (was_paused, strays) = (record.paused, mem::take(&mut record.strays));
+        record.generation = record.generation.max(generation.0);
+        record.paused = false;
+        // First: what moves without a record of it would be taken for asleep.
+        self.folder.save(&record).map_err(|e| disk(&e))?;
+        if was_paused {
+            signal::resume(record.leader, &strays)?;
         } else if motion == Motion::Stopped {
             self.target(&record.session(), Some(record.leader)).resume().await?;
         }
-        record.generation = record.generation.max(generation.0);
-        record.paused = false;
-        record.strays.clear();
-        self.folder.save(&record).map_err(|e| self.disk(&e))?;
         self.watch(&record, None, slot);
         self.started(&record)
     }
@@ -234,26 +254,41 @@ impl Shared {
         spec: &Spec,
         generation: Generation,
     ) -> Result<(Record, Option<Port>), Error> {
-        let (session, spec) = (session.clone(), spec.clone());
+        let (shared, of, spec) = (self.clone(), session.clone(), spec.clone());
         let spawned = tokio::task::spawn_blocking(move || {
-            let bind = self.bind(&session, spec.process.listen)?;
+            let bind = shared.bind(&of, spec.process.listen)?;
             let leader = Spawn {
-                session: &session,
+                session: &of,
                 spec: &spec,
                 generation,
-                owner: &self.owner,
-                base: &self.base,
-                log: &self.folder.log(&session),
+                owner: &shared.owner,
+                base: &shared.base,
+                log: &shared.folder.log(&of),
                 bind: &bind,
             }
             .run()?;
             let address = bind.address();
-            let record = Record::new(&session, generation.0, leader, &self.boot, address, &spec);
-            // Without a record it is found by its marks, by the sleep that follows this error.
-            self.folder.save(&record).map_err(|e| self.disk(&e))?;
-            Ok((record, bind.into_port()))
+            let record = Record::new(&of, generation.0, leader, &shared.boot, address, &spec);
+            let saved = shared.folder.save(&record).map_err(|e| disk(&e));
+            Ok((record, bind.into_port(), saved))
         });
-        spawned.await.unwrap_or_else(|e| Err(Error::Failed(format!("the runtime ends: {e}"))))
+        let (record, port, saved) = spawned
+            .await
+            .unwrap_or_else(|e| Err(Error::Failed(format!("the runtime ends: {e}"))))?;
+        if let Err(error) = saved {
+            self.take_back(session, record.leader).await;
+            return Err(error);
+        }
+        Ok((record, port))
+    }
+
+    /// Ends what was just spawned and has no record: only its leader's id finds all of it, because
+    /// a program may throw its marks away.
+    async fn take_back(&self, session: &SessionId, leader: ProcessId) {
+        if let Err(error) = self.target(session, Some(leader)).end(Duration::ZERO).await {
+            tracing::warn!(%session, pid = leader.pid, %error, "cannot end what has no record");
+        }
+        signal::reap(leader);
     }
 
     fn bind(&self, session: &SessionId, listen: Listen) -> Result<Bind, Error> {
@@ -290,7 +325,7 @@ impl Shared {
         if to == Depth::Paused && record.motion(&self.boot).is_some() {
             record.strays = self.target(session, leader).pause().await?;
             record.paused = true;
-            return self.folder.save(&record).map_err(|e| self.disk(&e));
+            return self.folder.save(&record).map_err(|e| disk(&e));
         }
         // A spec without a command is that of no route: the instance's own knows its grace.
         let orphan = spec.command.is_empty();
@@ -306,15 +341,25 @@ impl Shared {
         grace: Duration,
     ) -> Result<(), Error> {
         self.target(session, leader).end(grace).await?;
-        self.folder.forget(session).map_err(|e| self.disk(&e))
+        self.folder.forget(session).map_err(|e| disk(&e))?;
+        self.prune_logs().await;
+        Ok(())
+    }
+
+    async fn prune_logs(&self) {
+        let folder = self.folder.clone();
+        let pruned = tokio::task::spawn_blocking(move || folder.prune_logs()).await;
+        if let Ok(Err(error)) = pruned {
+            tracing::warn!(%error, "cannot remove an old log");
+        }
     }
 
     /// Watches every instance that there is, and ends the remains of those that died unwatched.
     async fn reconcile(self: Arc<Self>) -> Result<(), Error> {
         let shared = self.clone();
         let look = move || {
-            shared.folder.prune_logs()?;
-            Ok((family::marked(&shared.owner)?, shared.folder.all()?))
+            let unread = |error| tracing::warn!(%error, "skipped a record that cannot be read");
+            Ok((family::marked(&shared.owner)?, shared.folder.all(unread)?))
         };
         let looked = tokio::task::spawn_blocking(look).await;
         let (mut marked, records) =
@@ -325,6 +370,7 @@ impl Shared {
             marked.entry(record.session).or_default();
         }
         self.adopt(marked).await;
+        self.prune_logs().await;
         Ok(())
     }
 
@@ -363,7 +409,11 @@ impl Shared {
             let (generation, address) = (first.generation, first.address.clone());
             let spec = Spec::default();
             let record = Record::new(session, generation, first.id, &self.boot, address, &spec);
-            self.folder.save(&record).map_err(|e| self.disk(&e))?;
+            if let Err(error) = self.folder.save(&record) {
+                // The start that it is of was never answered, so it serves no request.
+                self.take_back(session, first.id).await;
+                return Err(disk(&error));
+            }
             self.watch(&record, None, slot);
             return Ok(());
         }
@@ -377,8 +427,8 @@ impl Shared {
         }
         slot.watched = Some(record.leader);
         let port = port.or_else(|| match record.address()? {
-            crate::session::Address::Tcp(address) => Some(Port::of_instance(address.port())),
-            crate::session::Address::Unix(_) | crate::session::Address::Behind(_) => None,
+            Address::Tcp(address) => Some(Port::of_instance(address.port())),
+            Address::Unix(_) | Address::Behind(_) => None,
         });
         let (shared, record) = (self.clone(), record.clone());
         let closing = self.closing.clone();
@@ -395,17 +445,20 @@ impl Shared {
             () = signal::surely_ended(leader) => {}
             () = log::keep(log, record.log_max) => {}
         }
-        let _ = self.events.send(session.clone()); // no subscriber is no loss
         {
             let slot = self.slot(&session);
             let mut slot = slot.lock().await;
             if slot.watched == Some(leader) {
                 slot.watched = None;
             }
-            // Our own stop, or the start of the next life, has been here before us.
-            if self.load(&session).is_ok_and(|now| now.is_some_and(|now| now.leader == leader))
-                && leader.motion().is_none()
-                && let Err(error) = self.end(&session, Some(leader), Duration::ZERO).await
+            // Our own stop, or the start of the next life, may have been here before us.
+            let by_itself = leader.motion().is_none()
+                && self.load(&session).is_ok_and(|now| now.is_some_and(|now| now.leader == leader));
+            if by_itself {
+                self.note_end(&session, leader).await;
+            }
+            let _ = self.events.send(session.clone()); // no subscriber is no loss
+            if by_itself && let Err(error) = self.end(&session, Some(leader), Duration::ZERO).await
             {
                 tracing::warn!(%session, %error, "cannot end what a dead instance left behind");
             }
@@ -413,6 +466,20 @@ impl Shared {
         // Only now: the zombie held the number of its group, by which we found the rest.
         signal::reap(leader);
         self.tidy(&session);
+    }
+
+    /// Before it is told and its remains are ended: the reason may be asked for at once.
+    async fn note_end(&self, session: &SessionId, leader: ProcessId) {
+        let exit = signal::exit(leader);
+        // A program that goes to the background says that all went well.
+        let left = match exit {
+            None | Some(Exit::Code(0)) => self.target(session, Some(leader)).members().await,
+            Some(_) => Ok(Family::default()),
+        };
+        let left = left.map_or(0, |left| left.ids().count());
+        let words = ends::describe(exit, left, &self.folder.log(session));
+        tracing::info!(%session, "{words}");
+        self.ends.note(session, words);
     }
 
     /// A slot that nobody holds and nobody watches is not kept.
@@ -431,10 +498,10 @@ impl Shared {
     }
 
     fn load(&self, session: &SessionId) -> Result<Option<Record>, Error> {
-        self.folder.load(session).map_err(|e| self.disk(&e))
+        self.folder.load(session).map_err(|e| disk(&e))
     }
+}
 
-    fn disk(&self, error: &io::Error) -> Error {
-        Error::Failed(format!("cannot keep records in the state folder: {error}"))
-    }
+fn disk(error: &io::Error) -> Error {
+    Error::Failed(format!("cannot keep records in the state folder: {error}"))
 }

@@ -242,10 +242,12 @@ impl Shared {
         let mut record = folder.record().map_err(io)?.ok_or_else(lost)?;
         // One that was to be suspended when its edge died has its memory in a file, too.
         folder.forget_memory().map_err(io)?;
-        Monitor::open(&folder.file(MONITOR)).await?.resume().await?;
+        let monitor = Monitor::open(&folder.file(MONITOR)).await?;
         record.paused = false;
         record.generation = record.generation.max(generation.0);
+        // First: what moves without a record of it would be taken for asleep.
         folder.save(&record).map_err(io)?;
+        monitor.resume().await?;
         self.watch(session, record.life(), folder.clone(), None);
         Ok(started(&record))
     }

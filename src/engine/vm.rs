@@ -31,17 +31,22 @@ pub(super) fn address(ip: Option<&str>, port: u16) -> Result<Option<SocketAddr>,
     Ok(Some(SocketAddr::new(ip.parse().map_err(wrong)?, port)))
 }
 
-/// Every machine of these folders: a disk's answers, so not waited for where others work.
+/// Every machine of these folders: a disk's answers, so not waited for where others work. A folder
+/// that cannot be read is left out: it is not all of them.
 pub(super) async fn all(
     folders: impl FnOnce() -> io::Result<Vec<Folder>> + Send + 'static,
 ) -> Result<Vec<(Folder, Instance)>, Error> {
     let look = move || {
         let folders = folders().map_err(|e| Error::Failed(format!("the state folder: {e}")))?;
         let looks = folders.into_iter().filter_map(|folder| match folder.instance() {
-            Ok(instance) => Some(Ok((folder, instance?))),
-            Err(error) => Some(Err(disk(&folder, &error))),
+            Ok(instance) => Some((folder, instance?)),
+            Err(error) => {
+                let folder = folder.path().display();
+                tracing::warn!(%folder, %error, "skipped a machine's folder that cannot be read");
+                None
+            }
         });
-        looks.collect()
+        Ok(looks.collect())
     };
     let looked = tokio::task::spawn_blocking(look).await;
     looked.unwrap_or_else(|_| Err(Error::Failed("a list panicked half-way".to_owned())))

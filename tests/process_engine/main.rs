@@ -4,10 +4,13 @@
 mod adoption;
 #[path = "../contract/mod.rs"]
 mod contract;
+mod faults;
 mod given;
 mod lab;
 mod sleep;
 mod strangers;
+#[path = "../support/tmpfs.rs"]
+mod tmpfs;
 
 use std::{sync::Arc, time::Duration};
 

@@ -86,7 +86,10 @@ pub(super) async fn start(
     let mut child =
         spawned.map_err(|error| Error::Missing(format!("cannot run {program}: {error}")))?;
     let pid = child.id().unwrap_or_default().to_string();
-    folder.write_private(PID, pid.as_bytes()).map_err(io)?;
+    if let Err(error) = folder.write_private(PID, pid.as_bytes()) {
+        let _ = child.kill().await; // without it no other call can end it
+        return Err(io(error));
+    }
     let mut words = child.stderr.take();
     let api = tokio::select! {
         api = answering(folder, limit) => api,

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashSet,
+    ffi::{OsStr, OsString},
     fs, io,
     os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
     path::{Path, PathBuf},
@@ -17,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::family::{Motion, ProcessId};
 use crate::{
-    engine::{Health, Instance, InstanceState, Life},
+    engine::{Health, Instance, InstanceState, Life, kept},
     session::{Address, Depth, Generation, SessionId, Spec},
 };
 
@@ -153,8 +154,12 @@ impl Folder {
     pub(super) fn save(&self, record: &Record) -> io::Result<()> {
         let path = self.record(&record.session());
         let fresh = path.with_extension("json.tmp");
-        fs::write(&fresh, serde_json::to_vec_pretty(record)?)?;
-        fs::rename(fresh, path)
+        let text = serde_json::to_vec_pretty(record)?;
+        let saved = fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, &path));
+        saved.map_err(|error| {
+            let _ = fs::remove_file(fresh); // half of it would only take room
+            kept::at(&path, &error)
+        })
     }
 
     /// `None` when there is none that can be read; then the marks in /proc are all that there is.
@@ -163,12 +168,16 @@ impl Folder {
         Ok(record.filter(|record: &Record| record.session == session.host()))
     }
 
-    pub(super) fn all(&self) -> io::Result<Vec<Record>> {
+    /// One that cannot be read is told to `unread` and left out: it is not all of them.
+    pub(super) fn all(&self, mut unread: impl FnMut(io::Error)) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
-        for entry in fs::read_dir(&self.root)? {
+        for entry in fs::read_dir(&self.root).map_err(|e| kept::at(&self.root, &e))? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
-                records.extend(read(&path)?);
+                match read(&path) {
+                    Ok(record) => records.extend(record),
+                    Err(error) => unread(error),
+                }
             }
         }
         Ok(records)
@@ -178,32 +187,38 @@ impl Folder {
     pub(super) fn forget(&self, session: &SessionId) -> io::Result<()> {
         let paths = [Some(self.record(session)), self.socket(session)];
         for path in paths.into_iter().flatten() {
-            match fs::remove_file(path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(kept::at(&path, &e)),
                 _ => {}
             }
         }
         Ok(())
     }
 
-    /// Removes the oldest logs of sessions that have no instance, above a fixed number.
+    /// Removes the oldest logs of sessions that have no instance, above a fixed number. A log that
+    /// cannot be removed is no reason not to work: the error names it.
     pub(super) fn prune_logs(&self) -> io::Result<()> {
-        let live: HashSet<PathBuf> =
-            self.all()?.iter().map(|record| self.log(&record.session())).collect();
+        let folder = self.root.join("logs");
+        let logs = names(&folder, "log")?;
+        if logs.len() <= LOGS_MAX {
+            return Ok(());
+        }
+        let live = names(&self.root, "json")?;
         let mut idle: Vec<(SystemTime, PathBuf)> = Vec::new();
-        for entry in fs::read_dir(self.root.join("logs"))? {
-            let entry = entry?;
-            let path = entry.path();
-            if path.extension().is_some_and(|end| end == "log") && !live.contains(&path) {
-                idle.push((entry.metadata()?.modified()?, path));
-            }
+        for path in logs.difference(&live).map(|name| folder.join(name).with_added_extension("log"))
+        {
+            let is = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file);
+            idle.extend(is.and_then(|is| is.modified().ok()).map(|since| (since, path)));
         }
         idle.sort_unstable_by(|a, b| b.cmp(a));
+        let mut failed = Ok(());
         for (_, path) in idle.into_iter().skip(LOGS_MAX) {
             let _ = fs::remove_file(path.with_extension("log.1"));
-            fs::remove_file(path)?;
+            if let Err(error) = fs::remove_file(&path) {
+                failed = Err(kept::at(&path, &error));
+            }
         }
-        Ok(())
+        failed
     }
 
     fn record(&self, session: &SessionId) -> PathBuf {
@@ -211,12 +226,20 @@ impl Folder {
     }
 }
 
+/// Files of `folder` that end in `.end`, without that.
+fn names(folder: &Path, end: &str) -> io::Result<HashSet<OsString>> {
+    let mut names = HashSet::new();
+    for entry in fs::read_dir(folder).map_err(|e| kept::at(folder, &e))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == end) {
+            names.extend(path.file_stem().map(OsStr::to_owned));
+        }
+    }
+    Ok(names)
+}
+
 fn read(path: &Path) -> io::Result<Option<Record>> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
+    let Some(text) = kept::read(path)? else { return Ok(None) };
     match serde_json::from_slice(&text) {
         Ok(record) => Ok(Some(record)),
         Err(error) => {

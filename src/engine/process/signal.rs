@@ -32,6 +32,11 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// All of it that lives, also what a signal to the leader's group would not reach.
+    pub(super) async fn members(&self) -> Result<Family, Error> {
+        self.family(&[]).await
+    }
+
     /// Reading all of /proc takes milliseconds on a busy machine, so it has a thread of its own.
     async fn family(&self, known: &[ProcessId]) -> Result<Family, Error> {
         let (target, known) = (self.clone(), known.to_vec());
@@ -171,6 +176,23 @@ async fn all_ended(ids: &[ProcessId]) {
     for &id in ids {
         surely_ended(id).await;
     }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+/// How our own dead child ended, for as long as it is not reaped; of another's child nothing is
+/// known.
+pub(super) fn exit(id: ProcessId) -> Option<Exit> {
+    let pid = Pid::from_raw(id.pid).filter(|_| ProcessId::of(id.pid) == Some(id))?;
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = waitid(WaitId::Pid(pid), look).ok()??;
+    let signal = || status.terminating_signal().map(Exit::Signal);
+    status.exit_status().map(Exit::Code).or_else(signal)
 }
 
 /// Takes the zombie of our own child away; of another's child its parent does.

@@ -107,10 +107,17 @@ impl Spawn<'_> {
         // Test: a_paused_instance_outlives_the_edge.
         let mut command = CommandWrap::from(command);
         command.wrap(ProcessSession);
-        let child = command.spawn().map_err(|e| explain(&program, &directory, &e))?;
-        let pid = i32::try_from(child.id()).ok();
-        // Nobody has reaped it, so it is there, be it as a zombie.
-        pid.and_then(ProcessId::of).ok_or_else(|| Error::Failed("cannot read /proc".into()))
+        let mut child = command.spawn().map_err(|e| explain(&program, &directory, &e))?;
+        // It is not reaped yet, so it is there, be it as a zombie.
+        if let Some(leader) = i32::try_from(child.id()).ok().and_then(ProcessId::of) {
+            return Ok(leader);
+        }
+        let ended = child.start_kill().and_then(|()| child.wait());
+        let left = ended.map_or_else(
+            |e| format!(", and process {} is left: {e}", child.id()),
+            |_| String::new(),
+        );
+        Err(Error::Failed(format!("cannot read /proc{left}")))
     }
 
     fn directory(&self) -> Result<PathBuf, Error> {

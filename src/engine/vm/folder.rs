@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    engine::{Health, Instance, InstanceState, Life},
+    engine::{Health, Instance, InstanceState, Life, kept},
     session::{Depth, Generation, SessionId},
 };
 
@@ -278,15 +278,11 @@ fn private() -> OpenOptions {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match fs::read(path) {
-        Ok(text) => Ok(serde_json::from_slice(&text)
-            .inspect_err(|error| {
-                tracing::warn!(path = %path.display(), %error, "nobody can read this file");
-            })
-            .ok()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    let Some(text) = kept::read(path)? else { return Ok(None) };
+    let said = |error: &serde_json::Error| {
+        tracing::warn!(path = %path.display(), %error, "nobody can read this file");
+    };
+    Ok(serde_json::from_slice(&text).inspect_err(said).ok())
 }
 
 /// What is to be away, and is.

@@ -6,6 +6,8 @@
 
 mod basic;
 mod carried;
+mod cors;
+mod doubts;
 mod fetch;
 mod files;
 mod forward;
@@ -21,13 +23,21 @@ mod remembered;
 mod revoked;
 mod token;
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::join_all;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use tokio::{sync::Semaphore, time::sleep};
 
 pub use carried::{Carried, Without};
+pub use cors::may_read;
+pub use doubts::{doubts, readable_by_all};
 pub use files::{check_files, check_keys};
 pub use grant::Grant;
 pub use keys::Keys;
@@ -98,6 +108,8 @@ pub enum Decision {
         /// The value of `Location`.
         location: HeaderValue,
     },
+    /// A browser asks what a page may send: this.
+    Preflight(Vec<(HeaderName, HeaderValue)>),
     /// It may not.
     Refuse(Refusal),
     /// The service that decides has said so, in its own words.
@@ -186,8 +198,10 @@ impl Door {
     /// Forgets what belongs to no route any more.
     pub fn keep(&self, table: &RouteTable) {
         let all = || table.iter().map(|route| &route.recipe.access);
-        self.users
-            .retain(|file| all().any(|a| a.basic.as_ref().is_some_and(|b| *b.users == *file)));
+        // Those of single sessions are read again when somebody asks.
+        let fixed: HashSet<PathBuf> =
+            all().filter_map(|access| access.basic.as_ref()?.one_file()).collect();
+        self.users.retain(|file| fixed.contains(file));
         self.key_sets.retain(|set| all().any(|a| a.jwt.as_ref().is_some_and(|j| j.jwks == *set)));
         self.services.retain(|service| all().any(|a| a.forward.as_ref() == Some(service)));
     }
@@ -222,11 +236,14 @@ impl Door {
         if !origin::admits(access, request) {
             return Decision::Refuse(Refusal::Origin);
         }
-        if access.is_open() {
-            return Decision::Open;
-        }
         if is_denied(access, request.address) {
             return Decision::Refuse(Refusal::NotAllowed);
+        }
+        if let Some(decision) = cors::answer(access, request) {
+            return decision;
+        }
+        if access.is_open() {
+            return Decision::Open;
         }
         let mut met: Vec<(Policy, Met)> = Vec::with_capacity(access.require.len());
         for any in &access.require {
@@ -289,10 +306,7 @@ impl Door {
                 None => Outcome::Not(Refusal::Undecided),
             },
             Policy::Basic => match &access.basic {
-                Some(basic) => {
-                    let users = self.users.get(&basic.users, basic::Users::new);
-                    basic::ask(&users, &self.hashing, request).await
-                }
+                Some(basic) => basic::ask(basic, &self.users, &self.hashing, route, request).await,
                 None => Outcome::Not(Refusal::Undecided),
             },
             Policy::Forward => match &access.forward {

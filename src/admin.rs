@@ -112,6 +112,31 @@ pub struct Admin {
     pub guard: Guard,
     /// The certificates that come by themselves.
     pub acme: Option<Arc<Acme>>,
+    /// Where clients come in.
+    pub ways_in: WaysIn,
+}
+
+/// The ports that clients come in by; `None`: they do not.
+#[derive(Clone, Copy, Debug)]
+pub struct WaysIn {
+    /// Over plain HTTP.
+    pub http: Option<u16>,
+    /// Over HTTPS, here or at the proxy in front.
+    pub https: Option<u16>,
+}
+
+impl WaysIn {
+    /// A session's URL, as clients reach it.
+    fn url(self, host: &str, prefers_http: bool) -> String {
+        let http = self.http.map(|port| ("http", port, 80));
+        let https = self.https.map(|port| ("https", port, 443));
+        let way = if prefers_http { http.or(https) } else { https.or(http) };
+        match way {
+            Some((scheme, port, usual)) if port != usual => format!("{scheme}://{host}:{port}/"),
+            Some((scheme, ..)) => format!("{scheme}://{host}/"),
+            None => format!("https://{host}/"),
+        }
+    }
 }
 
 impl fmt::Debug for Admin {

@@ -32,9 +32,9 @@ use tokio_util::task::TaskTracker;
 use crate::{
     access::{Door, check_files},
     acme::Acme,
-    admin::{Admin, Guard, Token},
+    admin::{Admin, Guard, Token, WaysIn},
     certs::{Certs, DEV_FOLDER, is_cert_file},
-    config::{AdminAddress, Config, Entrance},
+    config::{AdminAddress, Config, Entrance, Listen},
     edge::{Admission, Connections, Edge, Entrances, Listener, Unseen, http2_options},
     engine::Engine,
     fleet::{self, Fleet},
@@ -215,10 +215,21 @@ fn add_services(
     let reload: crate::admin::Reload = Arc::new(move || reloader.reload());
     let doorkeeper = Doorkeeper(Arc::clone(&door));
     server.add_service(background_service("access", doorkeeper));
-    let admin = Admin { fleet, door, table, certs, reload, errors, ready, guard, acme };
+    let ways_in = ways_in(config);
+    let admin = Admin { fleet, door, table, certs, reload, errors, ready, guard, acme, ways_in };
     let address = config.listen.admin.clone();
     server.add_service(background_service("admin", Administration { admin, address }));
     server.add_service(background_service("hangups", hangups));
+}
+
+/// Whoever has trusted proxies in front has TLS there.
+fn ways_in(config: &Config) -> WaysIn {
+    let Listen { http, https, trusted_proxies, .. } = &config.listen;
+    let is_https = !https.is_empty() || !trusted_proxies.0.is_empty();
+    WaysIn {
+        http: http.first().map(|entrance| entrance.address.port()),
+        https: is_https.then(|| config.redirect_port()),
+    }
 }
 
 fn access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLog>>> {

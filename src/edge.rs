@@ -314,6 +314,9 @@ impl ProxyHttp for Edge {
                 ctx.answer = Some(answer);
                 match answer {
                     Answer::ToHttps(_) => METRICS.redirected.inc(),
+                    Answer::Preflight => {
+                        METRICS.local_answers.with_label_values(&["preflight"]).inc();
+                    }
                     Answer::Exchanged => {}
                     _ => METRICS.refused.with_label_values(&[answer.reason()]).inc(),
                 }

@@ -22,8 +22,11 @@ use http::header;
 use ring::hmac;
 use tokio::{sync::Semaphore, time::Instant};
 
-use super::{Met, Outcome, Refusal, Request, remembered::Remembered};
-use crate::route::{Position, RouteError};
+use super::{
+    Met, Outcome, Refusal, Request,
+    remembered::{Kept, Remembered},
+};
+use crate::route::{Position, Route, RouteError, access::Basic};
 
 /// No file of users is larger.
 const FILE_MAX: u64 = 4 * 1024 * 1024;
@@ -113,22 +116,45 @@ impl Users {
 }
 
 pub(super) async fn ask(
-    users: &Arc<Users>,
+    basic: &Basic,
+    files: &Kept<Path, Users>,
     hashing: &Arc<Semaphore>,
+    route: &Route,
     request: &Request<'_>,
 ) -> Outcome {
     let refused = Outcome::Not(Refusal::Unknown { basic: true, bearer: false });
     let Some((name, password)) = credentials(request) else { return refused };
+    // A capture is a part of a DNS label: it has no dot and no slash to leave the folder by.
+    let file = basic.folder.join(route.render(request.host, &basic.users));
+    // Anybody can make up hosts: nothing is kept of those that have no file.
+    if basic.is_per_session() && !file.is_file() {
+        return refused;
+    }
+    let users = files.get(&file, Users::new);
+    let own = basic.user.as_ref().map(|user| route.render(request.host, user));
+    let is_own = own.is_none_or(|own| own == name);
+    judge(&users, hashing, name, password, is_own).await
+}
+
+/// Whether the password is this user's; `is_own`: the session is.
+async fn judge(
+    users: &Users,
+    hashing: &Arc<Semaphore>,
+    name: String,
+    password: String,
+    is_own: bool,
+) -> Outcome {
+    let refused = Outcome::Not(Refusal::Unknown { basic: true, bearer: false });
     let (known, edition) = users.now();
     let question = question(&users.digest, edition, &name, &password);
     let met = |user| Outcome::Met(Met { user: Some(user), ..Met::default() });
-    if users.verified.get(&question).is_some() {
+    if is_own && users.verified.get(&question).is_some() {
         return met(name);
     }
     // Somebody who is not known takes as long as somebody who is.
     let hash = known.get(&name).or_else(|| known.values().next());
     let Some(hash) = hash.cloned() else { return refused };
-    let is_known = known.contains_key(&name);
+    let is_known = is_own && known.contains_key(&name);
     match verify(users, hashing, hash, password).await {
         Some(true) if is_known => {
             users.verified.put(question, ());

@@ -13,16 +13,14 @@ const PROTOCOL: &str = "dormouse.token.";
 pub(super) const COOKIE: &str = "__Host-dormouse";
 /// The cookie of `access.insecure_cookie`.
 pub(super) const INSECURE_COOKIE: &str = "dormouse";
-/// More cookies of one name are not looked at.
-const COOKIES_MAX: usize = 4;
-
 /// Our tokens in a request.
 #[derive(Debug, Default)]
 pub struct Carried<'a> {
     query: Option<&'a str>,
     protocol: Option<&'a str>,
     bearer: Option<&'a str>,
-    /// Each with whether it is the one for plain HTTP.
+    /// Each with whether it is the one for plain HTTP. All there are: a page of a session beside this
+    /// one may have set any number, and how many fit into a request is bounded by `limits.head`.
     cookies: Vec<(bool, &'a str)>,
 }
 
@@ -47,18 +45,13 @@ impl<'a> Carried<'a> {
     pub fn of(request: &Request<'a>) -> Self {
         let headers = request.headers;
         let parameters = request.uri.query().into_iter().flat_map(|query| query.split('&'));
-        let bearer = headers.get(header::AUTHORIZATION).and_then(bearer);
-        let mut cookies = Vec::new();
-        for (name, value) in crumbs(headers).filter_map(|crumb| crumb.split_once('=')) {
-            if is_our_cookie(name) && cookies.len() < COOKIES_MAX {
-                cookies.push((name == INSECURE_COOKIE, value));
-            }
-        }
+        let crumbs = crumbs(headers).filter_map(|crumb| crumb.split_once('='));
+        let ours = crumbs.filter(|(name, _)| is_our_cookie(name));
         Self {
             query: { parameters }.find_map(|parameter| parameter.strip_prefix(PARAMETER)),
             protocol: protocols(headers).find_map(|protocol| protocol.strip_prefix(PROTOCOL)),
-            bearer: bearer.filter(|token| token.starts_with("dm1")),
-            cookies,
+            bearer: own_bearer(headers),
+            cookies: ours.map(|(name, value)| (name.trim() == INSECURE_COOKIE, value)).collect(),
         }
     }
 
@@ -122,16 +115,21 @@ pub(super) fn bearer(authorization: &HeaderValue) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Whether `Authorization` holds a token of ours.
-pub(super) fn is_bearer_ours(headers: &HeaderMap) -> bool {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(bearer);
-    bearer.is_some_and(|token| token.starts_with("dm1"))
+/// Our own token in an `Authorization`, whichever of several that is.
+fn own_bearer(headers: &HeaderMap) -> Option<&str> {
+    let all = headers.get_all(header::AUTHORIZATION).iter().filter_map(bearer);
+    { all }.find(|token| token.starts_with("dm1"))
 }
 
-/// The value of a cookie.
-pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let mut crumbs = crumbs(headers).filter_map(|crumb| crumb.split_once('='));
-    crumbs.find_map(|(given, value)| (given == name).then_some(value))
+/// Whether `Authorization` holds a token of ours.
+pub(super) fn is_bearer_ours(headers: &HeaderMap) -> bool {
+    own_bearer(headers).is_some()
+}
+
+/// The values of the cookies of this name.
+pub(super) fn cookies<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
+    let crumbs = crumbs(headers).filter_map(|crumb| crumb.split_once('='));
+    crumbs.filter_map(move |(given, value)| (given == name).then_some(value))
 }
 
 /// `NAME=VALUE` of every cookie. Bytes that are no text belong to the instance: a `Cookie` with

@@ -100,6 +100,9 @@ pub(super) async fn ask(
     let is_redirect = matches!(status.as_u16(), 301..=303 | 307 | 308);
     if status.is_success() {
         service.has_answered(&url);
+        if !is_expected(forward, route, request.host, headers) {
+            return Outcome::Not(Refusal::NotAllowed);
+        }
         let yes = Yes::of(forward, headers);
         service.yes.put(question, yes.clone());
         yes.into()
@@ -113,6 +116,16 @@ pub(super) async fn ask(
         service.has_failed(&url, &FetchError::Status(status));
         undecided
     }
+}
+
+/// Whether its yes is about this session. What it says more than once must fit each time, and a
+/// list of names is no name.
+fn is_expected(forward: &Forward, route: &Route, host: &str, headers: &HeaderMap) -> bool {
+    forward.expect.iter().all(|(name, value)| {
+        let expected = route.render(host, value);
+        let mut said = headers.get_all(name).iter().peekable();
+        said.peek().is_some() && said.all(|said| said.as_bytes() == expected.as_bytes())
+    })
 }
 
 impl Yes {

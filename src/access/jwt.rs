@@ -29,6 +29,9 @@ use crate::route::{
 
 /// Longer ones are not looked at.
 const TOKEN_MAX: usize = 16 * 1024;
+/// More cookies of the name are not looked at: each may cost the check of a signature. A page of a
+/// session beside this one may have set some of them for the whole domain.
+const COOKIES_MAX: usize = 16;
 /// A key set is no larger, and has no more keys.
 const SET_MAX: usize = 256 * 1024;
 const KEYS_MAX: usize = 64;
@@ -134,9 +137,10 @@ pub(super) async fn ask(
     let unknown = Refusal::Unknown { basic: false, bearer: true };
     let bearer = request.headers.get(http::header::AUTHORIZATION).and_then(carried::bearer);
     let bearer = bearer.filter(|token| !token.starts_with("dm1"));
-    let cookie = jwt.cookie.as_deref().and_then(|name| carried::cookie(request.headers, name));
+    let name = jwt.cookie.as_deref().into_iter();
+    let cookies = name.flat_map(|name| carried::cookies(request.headers, name));
     let mut refusal = unknown;
-    for token in [bearer, cookie].into_iter().flatten() {
+    for token in bearer.into_iter().chain(cookies.take(COOKIES_MAX)) {
         let claims = match claims(token, jwt, keys, fetch).await {
             Ok(Some(claims)) => claims,
             Ok(None) => continue,

@@ -28,13 +28,32 @@ pub(super) fn admits(access: &Access, request: &Request<'_>) -> bool {
         (Some(given), None) => given.to_str().unwrap_or_default(),
         (Some(_), Some(_)) => return false,
     };
-    let is_listed = match &access.origin {
-        Origin::Listed(listed) => listed.iter().any(|one| one.eq_ignore_ascii_case(given)),
-        Origin::Same | Origin::Any => false,
-    };
     is_same(given, request.host)
-        || is_listed
+        || is_listed(&access.origin, given)
         || (!request.is_upgrade && is_own_form(given, request))
+}
+
+/// Whether a page of this origin may ask although it is another's.
+pub(super) fn is_other_page(origin: &Origin, given: &str) -> bool {
+    *origin == Origin::Any || is_listed(origin, given)
+}
+
+fn is_listed(origin: &Origin, given: &str) -> bool {
+    match origin {
+        Origin::Listed(listed) => listed.iter().any(|one| is_like(one, given)),
+        Origin::Same | Origin::Any => false,
+    }
+}
+
+/// `*` stands for a whole label, and for no more than that. The pattern is in lower case.
+fn is_like(pattern: &str, given: &str) -> bool {
+    let Some((before, behind)) = pattern.split_once('*') else {
+        return pattern.eq_ignore_ascii_case(given);
+    };
+    let given = given.to_ascii_lowercase();
+    let label = given.strip_prefix(before).and_then(|rest| rest.strip_suffix(behind));
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    label.is_some_and(|label| !label.is_empty() && label.bytes().all(is_letter))
 }
 
 /// A page that wants no referrer sends its own forms without an origin. The browser still says
@@ -136,6 +155,40 @@ mod tests {
             assert!(admitted(&Origin::Any, &[bad]), "{bad}");
         }
         assert!(!admitted(&Origin::Same, &["https://alice.example.com", "https://evil.test"]));
+    }
+
+    #[test]
+    fn a_star_is_one_whole_label_of_the_same_scheme() {
+        let listed = ["https://*.vscode-cdn.net", "vscode-webview://*", "http://*.a.test:8080"];
+        let listed = Origin::Listed(listed.map(str::to_owned).into());
+        for good in [
+            "https://0a1b-c.vscode-cdn.net",
+            "https://X.VSCODE-CDN.net",
+            "vscode-webview://0kqd3v9s",
+            "http://b.a.test:8080",
+        ] {
+            assert!(admitted(&listed, &[good]), "{good}");
+        }
+        for bad in [
+            "https://vscode-cdn.net",
+            "https://.vscode-cdn.net",
+            "https://a.b.vscode-cdn.net",
+            "https://evilvscode-cdn.net",
+            "http://a.vscode-cdn.net",
+            "https://a.vscode-cdn.net:8443",
+            "https://a.vscode-cdn.net.evil.test",
+            "https://evil.test/.vscode-cdn.net",
+            "https://evil.test#.vscode-cdn.net",
+            "https://evil@.vscode-cdn.net",
+            "vscode-webview://",
+            "vscode-webview://a.b",
+            "vscode-webview://a/b",
+            "vscode-webview2://a",
+            "http://b.a.test",
+            "*",
+        ] {
+            assert!(!admitted(&listed, &[bad]), "{bad}");
+        }
     }
 
     #[test]

@@ -66,8 +66,7 @@ pub(super) async fn make(
     let expires_in = parse_duration(&expires);
     let expires_in =
         expires_in.map_err(|_| Problem::bad_request(format!("`{expires}` is no duration")))?;
-    let scheme = if access.insecure_cookie { "http" } else { "https" };
-    let url = url.unwrap_or_else(|| format!("{scheme}://{host}/"));
+    let url = url.unwrap_or_else(|| shared.admin.ways_in.url(&host, access.insecure_cookie));
     let base = base(&url, &host)?;
     let new = NewLink { host: host.clone(), expires_in: whole(expires_in), user, address, key };
     let link = shared.admin.door.link(new).map_err(Problem::of_link)?;

@@ -2,9 +2,9 @@
 //! else: whoever has the authority's key can be every host to whoever trusts it.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, DirBuilder, File},
     io::{self, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -61,7 +61,7 @@ pub struct Minted {
 pub fn mint_dev(certs: &Path, state: &Path, names: &[String]) -> Result<Minted, MintError> {
     let folder = state.join(DEV_FOLDER);
     make_folder(certs, 0o755)?;
-    make_folder(state, 0o755)?;
+    make_folder(state, 0o700)?;
     make_folder(&folder, 0o700)?;
     let (authority, key_file) = (folder.join("ca.pem"), folder.join("ca.key"));
     let (key, new_authority) = authority_key(&authority, &key_file)?;
@@ -134,8 +134,7 @@ fn make_folder(folder: &Path, mode: u32) -> Result<(), MintError> {
     if folder.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(folder).map_err(wrong)?;
-    fs::set_permissions(folder, Permissions::from_mode(mode)).map_err(wrong)
+    DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(wrong)
 }
 
 /// Whole or not at all, and never readable by others for a moment.

@@ -1,5 +1,7 @@
 //! `dormouse check`: what `run` and a reload would say to the files, before they have to.
 
+mod doubts;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -187,6 +189,7 @@ fn warnings(files: &Files) -> Vec<String> {
             warnings.push(format!("{}: others than its owner can read this key", short(key)));
         }
     }
+    warnings.extend(doubts::all(config, table, certs));
     warnings.extend(
         certs
             .expiring()

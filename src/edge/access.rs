@@ -13,7 +13,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::{client, respond::Answer, socket, target::Target};
 use crate::{
-    access::{Carried, Decision, Door, Entry, Grant, Passed, Refusal, Request, Without},
+    access::{self, Carried, Decision, Door, Entry, Grant, Passed, Refusal, Request, Without},
     route::access::Access,
 };
 
@@ -79,8 +79,11 @@ pub(super) async fn enter(
             };
             Err(Closed { answer, headers })
         }
+        Decision::Preflight(headers) => Err(Closed { answer: Answer::Preflight, headers }),
         Decision::Refuse(refusal) => {
-            let headers = challenges(refusal, &target.host);
+            let mut headers = challenges(refusal, &target.host);
+            let asked = &downstream.req_header().headers;
+            headers.extend(access::may_read(&target.route.recipe.access, asked));
             Err(Closed { answer: Answer::Access(refusal), headers })
         }
     }

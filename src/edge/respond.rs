@@ -53,6 +53,8 @@ pub(super) enum Answer {
     AccessEnded,
     /// Its link has become a cookie: it is to ask again.
     Exchanged,
+    /// A browser asked what a page of another origin may send.
+    Preflight,
     /// The service that decides sends it elsewhere, with this status.
     Elsewhere(u16),
     /// The session was not leased.
@@ -85,6 +87,7 @@ impl Answer {
         match self {
             Self::ClientLeft => 0,
             Self::Exchanged => 303,
+            Self::Preflight => 204,
             Self::Elsewhere(status) => status,
             Self::Access(Closed::Unknown { .. }) => 401,
             Self::Access(Closed::Link(_) | Closed::NotAllowed | Closed::Origin) => 403,
@@ -149,6 +152,7 @@ impl Answer {
             Self::Access(Closed::Undecided) => "access_undecided",
             Self::AccessEnded => "access_ended",
             Self::Exchanged => "link_exchanged",
+            Self::Preflight => "preflight",
             Self::Elsewhere(_) => "elsewhere",
             Self::Refused(Refusal::SessionFull) => "session_full",
             Self::Refused(Refusal::RouteFull) => "route_full",
@@ -207,6 +211,7 @@ impl Answer {
             Self::BadRequest => ("Bad request", "The request cannot be understood."),
             Self::Access(closed) => closed_sentences(closed),
             Self::AccessEnded => ("Access has ended", "Ask for a new link, or log in again."),
+            Self::Preflight => ("Ask away", ""),
             Self::Exchanged => ("Welcome", "Go on without the link's token."),
             Self::Elsewhere(_) => ("Log in first", "This session's log-in is elsewhere."),
             Self::Misdirected => {
@@ -331,7 +336,7 @@ pub(super) async fn send_with(
         downstream.set_keepalive(None);
     }
     let (body, kind) = if status == 204 {
-        return send_empty(downstream, status, id).await;
+        return send_empty(downstream, status, id, more).await;
     } else if page {
         (html(answer, id), "text/html; charset=utf-8")
     } else {
@@ -362,10 +367,18 @@ pub(super) async fn send_with(
     Ok(())
 }
 
-async fn send_empty(downstream: &mut Downstream, status: u16, id: &str) -> Result<()> {
-    let mut header = ResponseHeader::build(status, Some(2))?;
+async fn send_empty(
+    downstream: &mut Downstream,
+    status: u16,
+    id: &str,
+    more: Vec<(HeaderName, HeaderValue)>,
+) -> Result<()> {
+    let mut header = ResponseHeader::build(status, Some(2 + more.len()))?;
     header.insert_header(header::CACHE_CONTROL, "no-store")?;
     header.insert_header("x-request-id", id)?;
+    for (name, value) in more {
+        header.append_header(name, value)?;
+    }
     downstream.write_response_header(Box::new(header), true).await?;
     linger(downstream).await;
     Ok(())
@@ -391,7 +404,7 @@ pub(super) async fn send_static(
         false => (405, Bytes::new()),
     };
     if status == 204 {
-        return send_empty(downstream, status, id).await;
+        return send_empty(downstream, status, id, Vec::new()).await;
     }
     let mut header = ResponseHeader::build(status, Some(4))?;
     if allowed {

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use http::HeaderName;
 use ipnet::IpNet;
 
+use super::template::has_capture;
+
 /// What a request must bring.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Access {
@@ -14,6 +16,8 @@ pub struct Access {
     pub require: Vec<Vec<Policy>>,
     /// Whose pages may open a WebSocket.
     pub origin: Origin,
+    /// How the edge answers what a browser asks first for those pages.
+    pub cors: Option<Cors>,
     /// Whether what is open ends when the access that it began with ends.
     pub end_open: bool,
     /// Whether over plain HTTP the cookie is one that browsers keep there.
@@ -58,8 +62,21 @@ pub enum Origin {
     Same,
     /// Everybody's.
     Any,
-    /// These, and those of the session's own host.
+    /// These, and those of the session's own host. In lower case; a `*` stands for the first label.
     Listed(Vec<String>),
+}
+
+/// `[access.cors]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Cors {
+    /// What a page may use: `GET, PUT`.
+    pub methods: String,
+    /// The headers that it may send: `Authorization, X-Token`.
+    pub headers: String,
+    /// Whether its requests may carry cookies.
+    pub credentials: bool,
+    /// How long a browser may remember the answer.
+    pub max_age: Duration,
 }
 
 /// A header's name, and how the operator spelled it.
@@ -123,6 +140,8 @@ pub struct Forward {
     pub user: Option<HeaderName>,
     /// The client's headers that it is shown.
     pub shows: Vec<HeaderName>,
+    /// What headers of its yes must say. The values are templates.
+    pub expect: Vec<(HeaderName, String)>,
     /// For how long an answer counts; nothing: ask every time.
     pub cache: Duration,
     /// How many may be asked at once.
@@ -132,8 +151,12 @@ pub struct Forward {
 /// `[access.basic]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Basic {
-    /// The file with a line `USER:HASH` for each.
-    pub users: PathBuf,
+    /// The file with a line `USER:HASH` for each, from `folder`. A template.
+    pub users: String,
+    /// The route file's own.
+    pub folder: PathBuf,
+    /// The only user that counts. A template.
+    pub user: Option<String>,
 }
 
 /// `[access.addresses]`.
@@ -178,6 +201,7 @@ impl Access {
         Self {
             require: Vec::new(),
             origin: Origin::Same,
+            cors: None,
             end_open: false,
             insecure_cookie: false,
             user_header: spelled(USER_HEADER),
@@ -198,6 +222,36 @@ impl Access {
     /// Whether any of its policies is this one.
     pub fn asks(&self, policy: Policy) -> bool {
         self.require.iter().flatten().any(|other| *other == policy)
+    }
+
+    /// The policies that let one user into every session of a pattern, where nothing else keeps the
+    /// users of different sessions apart.
+    pub fn unbound(&self) -> Vec<Policy> {
+        let is_bound = |any: &Vec<Policy>| any.iter().all(|policy| self.binds(*policy));
+        if self.require.iter().any(is_bound) {
+            return Vec::new();
+        }
+        let all = self.require.iter().flatten().copied();
+        all.filter(|policy| *policy != Policy::Addresses && !self.binds(*policy)).collect()
+    }
+
+    /// Whether who meets this policy in one session does not meet it in another.
+    fn binds(&self, policy: Policy) -> bool {
+        match policy {
+            Policy::Addresses => false,
+            // A link is for one host, and the service is told which one it is asked for.
+            Policy::Link | Policy::Forward => true,
+            Policy::Mtls => self.mtls.as_ref().is_some_and(|mtls| {
+                let mut patterns = mtls.subject.iter().chain(&mtls.san).peekable();
+                patterns.peek().is_some() && patterns.all(|pattern| has_capture(pattern))
+            }),
+            Policy::Jwt => {
+                self.jwt.as_ref().is_some_and(|jwt| jwt.claims.values().any(|it| has_capture(it)))
+            }
+            Policy::Basic => self.basic.as_ref().is_some_and(|basic| {
+                basic.is_per_session() || basic.user.as_deref().is_some_and(has_capture)
+            }),
+        }
     }
 
     /// Whether the connection alone may decide it, so that a session can wake before its request is
@@ -226,6 +280,19 @@ impl Access {
             if alone || any.len() == 1 { words } else { format!("({words})") }
         };
         self.require.iter().map(clause).collect::<Vec<_>>().join(" and ")
+    }
+}
+
+impl Basic {
+    /// Whether each session has a file of its own.
+    pub fn is_per_session(&self) -> bool {
+        has_capture(&self.users)
+    }
+
+    /// The file, where all sessions share it.
+    pub fn one_file(&self) -> Option<PathBuf> {
+        let plain = || self.users.replace("{{", "{").replace("}}", "}");
+        (!self.is_per_session()).then(|| self.folder.join(plain()))
     }
 }
 

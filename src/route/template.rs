@@ -47,6 +47,11 @@ pub(crate) fn render(text: &str, names: Names<'_>, values: &[&str]) -> Result<St
     Ok(filled)
 }
 
+/// Whether a capture stands in a template that was checked.
+pub(crate) fn has_capture(text: &str) -> bool {
+    text.replace("{{", "").contains('{')
+}
+
 fn lone_brace(open: bool) -> Flaw {
     let (brace, other) = if open { ("{", "}") } else { ("}", "{") };
     Flaw {

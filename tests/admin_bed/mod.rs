@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use dormouse::{
     access::Door,
-    admin::{Admin, Guard, Listener, Reload, ReloadReport, Token},
+    admin::{Admin, Guard, Listener, Reload, ReloadReport, Token, WaysIn},
     config::Links,
     engine::{Engine, EngineEvent, Error, Instance, InstanceState, Life, Started},
     fleet::{Fleet, Limits},
@@ -239,6 +239,7 @@ impl Bed {
             ready: is_ready,
             guard,
             acme: None,
+            ways_in: WaysIn { http: Some(8080), https: None },
         };
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);

@@ -29,6 +29,8 @@ async fn cert_dev_mints_once_and_says_how_to_trust_it() {
     let first = dormouse(folder.path(), &["cert", "dev"]).await.code(DONE);
     first.says("certs/dev.pem minted: *.localhost").says("--cacert state/dev-ca/ca.pem");
     assert_eq!(mode(&folder.path().join("state/dev-ca/ca.key")), 0o600);
+    // As the edge itself makes it.
+    assert_eq!(mode(&folder.path().join("state")), 0o700);
     let before = fs::read(folder.path().join("certs/dev.pem")).unwrap();
     let again = dormouse(folder.path(), &["cert", "dev"]).await.code(DONE);
     again.says("certs/dev.pem is still good: *.localhost");
@@ -40,7 +42,20 @@ async fn cert_dev_mints_once_and_says_how_to_trust_it() {
     assert_eq!((&data["new"], &data["new_authority"]), (&true.into(), &false.into()));
     let check = dormouse(folder.path(), &["check"]).await.code(DONE);
     check.says("1 certificate");
-    assert_eq!(check.err, "");
+    check.complains("warning: certs/dev.pem: no route serves *.desk.test, ide.test");
+    check.complains("routes/demo.toml: {session}.localhost: no certificate is for it");
+    for (route, fits) in [
+        ("{session}-ide.desk.test", true),
+        ("www.desk.test", true),
+        ("ide.test", true),
+        ("desk.test", false),
+        ("{session}.{team}.desk.test", false),
+    ] {
+        let route = ROUTE.replace("{session}.localhost", route);
+        fs::write(folder.path().join("routes/demo.toml"), route).unwrap();
+        let check = dormouse(folder.path(), &["check"]).await.code(DONE);
+        assert_eq!(!check.err.contains("no route serves"), fits, "{}", check.err);
+    }
     let wrong = dormouse(folder.path(), &["cert", "dev", "a b"]).await.code(USAGE);
     wrong.complains("`a b` is no host for a certificate");
 }

@@ -47,6 +47,8 @@ async fn links_are_made_and_taken_back() {
     ask(&bed, &["reload"]).await.code(DONE);
     let made = ask(&bed, &link).await.code(DONE);
     made.says("http://Alice.localhost:8080/a?b=1&dormouse=dm1l.own.");
+    let plain = ask(&bed, &["link", ALICE, "--expires", "2h"]).await.code(DONE);
+    plain.says("http://alice.localhost:8080/?dormouse=dm1l.own.");
     let id = made.err.split_once("link ").and_then(|(_, rest)| rest.split_once(':')).unwrap().0;
     ask(&bed, &["link", "revoke", id]).await.code(DONE).says("is revoked");
     for wrong in [

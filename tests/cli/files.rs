@@ -252,3 +252,100 @@ async fn end_with_closed_stdout(mut command: tokio::process::Command) -> (i32, S
     let output = child.wait_with_output().await.unwrap();
     (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
 }
+
+fn chmod(file: &Path, mode: u32) {
+    fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+}
+
+#[tokio::test]
+async fn check_tells_of_secrets_that_everybody_can_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for made in ["routes/users", "state"] {
+        fs::create_dir_all(path(made)).unwrap();
+    }
+    let config = "[listen]\nadmin = \"unix:admin.sock\"\n[admin]\ntoken_file = \"token\"\n\
+                  [links]\ncurrent = \"a\"\nkeys = { a = \"a.key\" }\n";
+    fs::write(path("dormouse.toml"), config).unwrap();
+    let hash = bcrypt::hash("x", 4).unwrap();
+    let access = |users: &str| {
+        format!("{ROUTE}[access]\nbasic = {{ users = {users:?}, user = \"{{session}}\" }}\n")
+    };
+    fs::write(path("routes/one.toml"), access("people")).unwrap();
+    let own = access("users/{session}.htpasswd").replace("{session}.localhost", "{session}.test");
+    fs::write(path("routes/own.toml"), own).unwrap();
+    let secrets =
+        ["token", "a.key", "routes/people", "routes/users/alice.htpasswd"].map(|name| path(name));
+    for (file, text) in secrets.iter().zip(["0123456789abcdef", "0123456789abcdef0123456789abcdef"])
+    {
+        fs::write(file, text).unwrap();
+    }
+    for file in &secrets[2..] {
+        fs::write(file, format!("alice:{hash}\n")).unwrap();
+    }
+    chmod(folder.path(), 0o755);
+    chmod(&path("state"), 0o755);
+    let told = |text: &str| text.matches("everybody on this machine can read it").count();
+    for (mode, count) in [(0o644, 4), (0o640, 0), (0o600, 0)] {
+        secrets.iter().for_each(|file| chmod(file, mode));
+        let check = dormouse(folder.path(), &["check"]).await.code(DONE);
+        assert_eq!(told(&check.err), count, "{mode:o}: {}", check.err);
+        check.complains("state: everybody can look into it");
+    }
+    // A folder that keeps others out is enough.
+    secrets.iter().for_each(|file| chmod(file, 0o644));
+    chmod(folder.path(), 0o700);
+    chmod(&path("state"), 0o700);
+    let check = dormouse(folder.path(), &["check"]).await.code(DONE);
+    assert_eq!(check.err, "");
+    // A session's own file that cannot be read keeps the others from nothing.
+    fs::write(path("routes/users/bob.htpasswd"), "bob:plain\n").unwrap();
+    let check = dormouse(folder.path(), &["check"]).await.code(DONE);
+    check.complains("bob.htpasswd:1:5: not a hash");
+}
+
+#[tokio::test]
+async fn check_tells_of_access_that_one_user_has_to_all_sessions() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("routes")).unwrap();
+    fs::write(folder.path().join("dormouse.toml"), "[listen]\nadmin = \"unix:admin.sock\"\n")
+        .unwrap();
+    let hash = bcrypt::hash("x", 4).unwrap();
+    let users = folder.path().join("routes/users");
+    fs::write(&users, format!("alice:{hash}\n")).unwrap();
+    chmod(&users, 0o600);
+    let jwt = |claims: &str| {
+        format!("jwt = {{ jwks = \"https://id.test/\", algorithm = \"RS256\", claims = {claims} }}")
+    };
+    for (access, told) in [
+        ("basic = { users = \"users\" }".to_owned(), "basic binds no user"),
+        ("basic = { users = \"users\", user = \"alice\" }".into(), "basic binds no user"),
+        ("basic = { users = \"users\", user = \"{session}\" }".into(), ""),
+        ("basic = { users = \"users/{session}\" }".into(), ""),
+        (jwt("{}"), "jwt binds no user"),
+        (jwt("{ team = \"a\" }"), "jwt binds no user"),
+        (jwt("{ sub = \"{session}\" }"), ""),
+        ("mtls = {}".into(), "mtls binds no user"),
+        ("mtls = { san = [\"{session}.test\", \"*.test\"] }".into(), "mtls binds no user"),
+        ("mtls = { san = [\"{session}.test\"] }".into(), ""),
+        // Whoever has a link as well was let into this session.
+        ("link = true\nbasic = { users = \"users\" }".into(), ""),
+        (
+            "require = \"any\"\nlink = true\nbasic = { users = \"users\" }".into(),
+            "basic binds no user",
+        ),
+        ("addresses = { allow = [\"10.0.0.0/8\"] }".into(), ""),
+    ] {
+        fs::write(folder.path().join("routes/demo.toml"), format!("{ROUTE}[access]\n{access}\n"))
+            .unwrap();
+        let check = dormouse(folder.path(), &["check"]).await.code(DONE);
+        match told {
+            "" => assert_eq!(check.err, "", "{access}"),
+            told => drop(check.complains(told).complains("may enter all of them")),
+        }
+    }
+    let exact = ROUTE.replace("{session}.localhost", "alice.localhost");
+    let text = format!("{exact}[access]\nbasic = {{ users = \"users\" }}\n");
+    fs::write(folder.path().join("routes/demo.toml"), text).unwrap();
+    assert_eq!(dormouse(folder.path(), &["check"]).await.code(DONE).err, "");
+}

@@ -35,25 +35,25 @@ use crate::{
     wire::Wire,
 };
 
-const ALICE: &str = "alice.test";
+pub(crate) const ALICE: &str = "alice.test";
 
-fn edge(access: &str) -> Edge {
+pub(crate) fn edge(access: &str) -> Edge {
     Setup::new().route("demo", &witnessed("", access)).start()
 }
 
 /// Nobody is sent elsewhere.
-fn still() -> reqwest::Client {
+pub(crate) fn still() -> reqwest::Client {
     let builder = reqwest::Client::builder().redirect(redirect::Policy::none()).no_proxy();
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
     builder.resolve(ALICE, loopback).resolve("bob.test", loopback).build().expect("a client")
 }
 
-async fn answer(request: RequestBuilder) -> Response {
+pub(crate) async fn answer(request: RequestBuilder) -> Response {
     request.timeout(PATIENCE).send().await.expect("an answer")
 }
 
 /// The status, and the reason in it.
-async fn refused(request: RequestBuilder) -> (u16, String) {
+pub(crate) async fn refused(request: RequestBuilder) -> (u16, String) {
     let answer = answer(request).await;
     let status = answer.status().as_u16();
     let problem: Value = answer.json().await.expect("a problem");
@@ -61,18 +61,18 @@ async fn refused(request: RequestBuilder) -> (u16, String) {
     (status, reason.to_owned())
 }
 
-async fn arrived(request: RequestBuilder) -> Vec<(String, String)> {
+pub(crate) async fn arrived(request: RequestBuilder) -> Vec<(String, String)> {
     let answer = answer(request).await;
     assert_eq!(answer.status(), 200, "{answer:?}");
     answer.json().await.expect("JSON")
 }
 
-fn all<'a>(headers: &'a [(String, String)], name: &str) -> Vec<&'a str> {
+pub(crate) fn all<'a>(headers: &'a [(String, String)], name: &str) -> Vec<&'a str> {
     headers.iter().filter(|(n, _)| n == name).map(|(_, value)| value.as_str()).collect()
 }
 
 /// A link to Alice's session: its id and its token.
-fn link(edge: &Edge, more: &str) -> (String, String) {
+pub(crate) fn link(edge: &Edge, more: &str) -> (String, String) {
     let (status, link) = edge.admin_post(&format!("/v1/sessions/{ALICE}/links?expires=1h{more}"));
     assert_eq!(status, 201, "{link}");
     let text = |key: &str| link[key].as_str().expect("text").to_owned();
@@ -85,14 +85,14 @@ fn revoke(edge: &Edge, id: &str) {
 }
 
 /// The cookie that a link becomes, as a browser sends it back.
-async fn cookie(edge: &Edge, token: &str) -> String {
+pub(crate) async fn cookie(edge: &Edge, token: &str) -> String {
     let answer = answer(still().get(edge.url(ALICE, &format!("/?dormouse={token}")))).await;
     assert_eq!(answer.status(), 303);
     let cookie = answer.headers()["set-cookie"].to_str().expect("text");
     cookie.split(';').next().expect("a cookie").to_owned()
 }
 
-fn assert_nobody_woke(edge: &Edge) {
+pub(crate) fn assert_nobody_woke(edge: &Edge) {
     for host in [ALICE, "bob.test"] {
         assert_eq!((edge.starts(host), &*edge.state(host)), (0, "none"), "{host}");
     }
@@ -208,6 +208,64 @@ async fn a_link_becomes_a_cookie_and_neither_reaches_the_instance() {
     let only = arrived(still().get(edge.url(ALICE, "/headers")).header("cookie", cookie)).await;
     assert!(all(&only, "cookie").is_empty(), "{only:?}");
     assert_eq!(edge.starts(ALICE), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_is_a_url_that_reaches_the_session() {
+    let authority = Authority::new();
+    let route = witnessed("", "[access]\nlink = true\n");
+    let both = Setup::new().listen(HTTPS).route("demo", &route);
+    let both = authority.mint(NAMES).set_up(both, "both").start();
+    let insecure = "[access]\nlink = true\ninsecure_cookie = true\n";
+    let insecure = Setup::new().listen(HTTPS).route("demo", &witnessed("", insecure));
+    let insecure = authority.mint(NAMES).set_up(insecure, "both").start();
+    let proxied =
+        Setup::new().listen("trusted_proxies = [\"10.0.0.1\"]").route("demo", &route).start();
+    let plain = edge("[access]\nlink = true\n");
+    let https = both.https.port();
+    for (edge, begins) in [
+        (&plain, format!("http://{ALICE}:{}/?dormouse=dm1l.", plain.http.port())),
+        (&both, format!("https://{ALICE}:{https}/?dormouse=dm1l.")),
+        (&insecure, format!("http://{ALICE}:{}/?dormouse=dm1l.", insecure.http.port())),
+        // Its TLS is theirs.
+        (&proxied, format!("https://{ALICE}/?dormouse=dm1l.")),
+    ] {
+        let (_, link) = edge.admin_post(&format!("/v1/sessions/{ALICE}/links?expires=1h"));
+        let url = link["url"].as_str().expect("a URL");
+        assert!(url.starts_with(&begins), "{url} {begins}");
+    }
+    let (_, link) = plain.admin_post(&format!("/v1/sessions/{ALICE}/links?expires=1h"));
+    let opened = answer(still().get(link["url"].as_str().expect("a URL"))).await;
+    assert_eq!(opened.status(), 303);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cookies_that_a_neighbours_page_has_set_lock_nobody_out() {
+    // A page of bob.example.com may set `dormouse` for all of example.com, and a path that makes a
+    // browser send it first; it cannot set `__Host-dormouse`.
+    let edge = edge("[access]\nlink = true\n");
+    let good = cookie(&edge, &link(&edge, "").1).await;
+    let insecure = self::edge("[access]\nlink = true\ninsecure_cookie = true\n");
+    let good_insecure = cookie(&insecure, &link(&insecure, "").1).await;
+    for (edge, good, name) in [
+        (&edge, &good, "dormouse"),
+        (&insecure, &good_insecure, "dormouse"),
+        (&insecure, &good_insecure, "__Host-dormouse"),
+    ] {
+        let planted = format!("{name}=dm1c.own.e30.AAAA; ").repeat(100);
+        let asked = still().get(edge.url(ALICE, "/headers"));
+        let headers = arrived(asked.header("cookie", format!("{planted}{good}"))).await;
+        assert!(all(&headers, "cookie").is_empty(), "{headers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_credentials_none_of_ours_reaches_the_instance() {
+    let edge = edge("[access]\nlink = true\n");
+    let bearer = format!("Bearer {}", link(&edge, "").1);
+    let asked = still().get(edge.url(ALICE, "/headers")).header("authorization", "Basic eDp5");
+    let headers = arrived(asked.header("authorization", bearer)).await;
+    assert!(all(&headers, "authorization").is_empty(), "{headers:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -540,7 +598,7 @@ async fn what_is_revoked_stays_so_after_a_restart_and_keys_change_without_a_dead
 }
 
 /// A server that answers by what it is asked; its address.
-async fn serve(router: Router) -> SocketAddr {
+pub(crate) async fn serve(router: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -619,6 +677,12 @@ async fn a_jwt_lets_in_whom_it_names_and_keys_may_change() {
     let headers = arrived(with(old.token("ES256", "alice"))).await;
     assert_eq!(all(&headers, "x-dormouse-user"), ["alice"]);
     assert_eq!(all(&headers, "x-dormouse-access"), ["jwt"]);
+
+    let by_cookie = self::edge(&access.replace("\nclaims", "\ncookie = \"auth\"\nclaims"));
+    let planted = format!("auth=x; auth={}; ", stranger.token("ES256", "alice"));
+    let own = format!("{planted}auth={}", old.token("ES256", "alice"));
+    let asked = still().get(by_cookie.url(ALICE, "/headers")).header("cookie", own);
+    assert_eq!(all(&arrived(asked).await, "x-dormouse-user"), ["alice"], "a neighbour's cookies");
 
     *set.lock().expect("the set") = json!({ "keys": [new.entry()] });
     let after = new.token("ES256", "alice");

@@ -9,6 +9,8 @@ mod access_log;
 mod acme;
 mod admin;
 mod admission;
+mod bound;
+mod cors;
 mod desync;
 mod docker;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]

@@ -63,10 +63,12 @@ fn only_what_the_connection_decides_may_be_decided_without_a_request() {
 #[test]
 fn paths_start_from_the_route_files_folder() {
     let basic = access("[access]\nbasic = { users = \"u\" }").basic.expect("basic");
-    assert!(
-        basic.users.ends_with("u")
-            && basic.users.parent() == std::path::Path::new("demo.toml").parent()
-    );
+    let parent = std::path::Path::new("demo.toml").parent().expect("a folder");
+    assert_eq!(basic.one_file(), Some(parent.join("u")));
+    let braces = access("[access]\nbasic = { users = \"{{u}}\" }").basic.expect("basic");
+    assert_eq!(braces.one_file(), Some(parent.join("{u}")));
+    let own = access("[access]\nbasic = { users = \"u/{session}\" }").basic.expect("basic");
+    assert_eq!((own.one_file(), own.is_per_session()), (None, true));
 }
 
 #[test]
@@ -75,6 +77,33 @@ fn every_mistake_is_told_with_its_place() {
         ("link = 1", "invalid type: integer `1`, expected true or false"),
         ("require = \"some\"\nlink = true", "unknown value `some`"),
         ("require = \"any\"", "there is no policy to require"),
+        ("require = \"all\"", "there is no policy to require"),
+        ("require = \"all\"\nlink = false", "there is no policy to require"),
+        ("end_open = true", "there is no policy, so nothing can end"),
+        ("insecure_cookie = true", "there is no `link`, so there is no cookie"),
+        ("basic = { users = \"{user}\" }", "unknown `{user}`"),
+        ("basic = { users = \"u\", user = \"{user}\" }", "unknown `{user}`"),
+        ("basic = { users = \"u\", user = \"\" }", "nobody has an empty name"),
+        (
+            "forward = { url = \"http://a/\", expect = { \"a b\" = \"x\" } }",
+            "`a b` is no name of a header",
+        ),
+        ("forward = { url = \"http://a/\", expect = { X = \"{x}\" } }", "unknown `{x}`"),
+        ("origin = [\"https://a*.example.com\"]", "is no origin"),
+        ("origin = [\"https://*example.com\"]", "is no origin"),
+        ("origin = [\"https://a.*.example.com\"]", "is no origin"),
+        ("origin = [\"https://*.*.example.com\"]", "is no origin"),
+        ("origin = [\"https://*:8443\"]", "every host"),
+        ("origin = [\"*://example.com\"]", "is no origin"),
+        ("origin = [\"https://*\"]", "every host"),
+        ("origin = [\"null\"]", "is no origin"),
+        ("cors = {}", "whose pages"),
+        ("origin = \"any\"\ncors = { credentials = true }", "with its visitor's credentials"),
+        ("origin = [\"https://a.test\"]\ncors = { methods = [\"G ET\"] }", "`G ET` is no method"),
+        (
+            "origin = [\"https://a.test\"]\ncors = { headers = [\"a b\"] }",
+            "`a b` is no name of a header",
+        ),
         ("require = []\nlink = true", "an empty list would let everybody in"),
         ("require = [[]]\nlink = true", "an empty list can never be met"),
         ("require = [\"lnk\"]\nlink = true", "did you mean `link`?"),

@@ -29,7 +29,11 @@ async fn asked(users: &Arc<Users>, name: &str, password: &str) -> Outcome {
         address: None,
         certificate: None,
     };
-    ask(users, &Arc::new(Semaphore::new(1)), &request).await
+    let hashing = Arc::new(Semaphore::new(1));
+    match credentials(&request) {
+        Some((name, password)) => judge(users, &hashing, name, password, true).await,
+        None => Outcome::Not(Refusal::Unknown { basic: true, bearer: false }),
+    }
 }
 
 async fn enters(users: &Arc<Users>, name: &str, password: &str) -> bool {

@@ -1,19 +1,21 @@
 //! `[access]`: from what is written to what it means.
 
-use std::{net::IpAddr, path::Path};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use bytes::Bytes;
-use http::{HeaderName, Uri};
+use http::{HeaderName, Method, Uri};
 use ipnet::IpNet;
 
 use super::{Check, NOT_TO_SET};
 use crate::route::{
     access::{
-        Access, Addresses, Basic, Forward, Jwt, KeySet, KeySetAt, Mtls, Origin, Policy, Spelled,
+        Access, Addresses, Basic, Cors, Forward, Jwt, KeySet, KeySetAt, Mtls, Origin, Policy,
+        Spelled,
     },
+    canonical_host,
     file::access::{
-        AccessTable, AddressesTable, AllOrAny, ForwardTable, JwtTable, MtlsTable, OneOrMore,
-        OriginWord, Require, SameOrAny,
+        AccessTable, AddressesTable, AllOrAny, BasicTable, CorsTable, ForwardTable, JwtTable,
+        MtlsTable, OneOrMore, OriginWord, Require, SameOrAny,
     },
     source::suggest,
 };
@@ -39,15 +41,18 @@ impl Check<'_> {
             addresses,
             mtls,
             origin,
+            cors,
             end_open,
             insecure_cookie,
             user_header,
             access_header,
         } = table;
         let open = Access::open();
+        let origin = self.origin(origin);
         let access = Access {
             require: Vec::new(),
-            origin: self.origin(origin),
+            cors: cors.map(|cors| self.cors(cors, &origin)),
+            origin,
             end_open,
             insecure_cookie,
             user_header: self
@@ -58,7 +63,7 @@ impl Check<'_> {
                 .unwrap_or(open.access_header),
             jwt: jwt.and_then(|jwt| self.jwt(jwt, folder)),
             forward: forward.map(|forward| self.forward(forward)),
-            basic: basic.map(|basic| Basic { users: folder.join(basic.users) }),
+            basic: basic.map(|basic| self.basic(basic, folder)),
             addresses: addresses.map(|addresses| self.addresses(addresses)),
             mtls: mtls.map(|mtls| self.mtls(mtls)),
         };
@@ -71,20 +76,35 @@ impl Check<'_> {
             Policy::Forward => access.forward.is_some(),
         };
         let there: Vec<Policy> = POLICIES.into_iter().filter(has).collect();
+        self.useless(&access, link, &there);
         let require = self.require(require, &there);
         Access { require, ..access }
+    }
+
+    /// What would look like protection where there is none.
+    fn useless(&mut self, access: &Access, link: bool, there: &[Policy]) {
+        let hint = || Some("add link = true, or [access.jwt] for example".to_owned());
+        if access.end_open && there.is_empty() {
+            let wrong = "there is no policy, so nothing can end: the route is open";
+            self.found.value(&["access", "end_open"], wrong).hint = hint();
+        }
+        if access.insecure_cookie && !link {
+            let wrong = "there is no `link`, so there is no cookie";
+            self.found.value(&["access", "insecure_cookie"], wrong).hint = hint();
+        }
     }
 
     fn require(&mut self, require: Option<Require>, there: &[Policy]) -> Vec<Vec<Policy>> {
         let path = ["access", "require"];
         let mut clauses = match require {
-            None | Some(Require::Word(AllOrAny::All)) => {
-                return there.iter().map(|policy| vec![*policy]).collect();
-            }
+            None => return there.iter().map(|policy| vec![*policy]).collect(),
             Some(_) if there.is_empty() => {
                 self.found.value(&path, "there is no policy to require").hint =
                     Some("add link = true, or [access.basic] for example".into());
                 return Vec::new();
+            }
+            Some(Require::Word(AllOrAny::All)) => {
+                return there.iter().map(|policy| vec![*policy]).collect();
             }
             Some(Require::Word(AllOrAny::Any)) => return vec![there.to_vec()],
             Some(Require::Each(clauses)) => self.clauses(&clauses, there),
@@ -145,16 +165,54 @@ impl Check<'_> {
         let mut listed = Vec::with_capacity(origins.len());
         for (index, origin) in origins.iter().enumerate() {
             let lower = origin.to_ascii_lowercase();
-            let rest = lower.strip_prefix("https://").or_else(|| lower.strip_prefix("http://"));
-            if rest.is_none_or(|rest| rest.is_empty() || rest.contains(['/', '*', ' '])) {
+            if let Err((wrong, hint)) = check_origin(&lower) {
                 let path = ["access", "origin", &index.to_string()];
-                self.found.value(&path, format!("`{origin}` is no origin")).hint = Some(
-                    "expected SCHEME://HOST or SCHEME://HOST:PORT, and nothing after it".into(),
-                );
+                self.found.value(&path, format!("`{origin}` {wrong}")).hint = Some(hint.into());
             }
             listed.push(lower);
         }
         Origin::Listed(listed)
+    }
+
+    fn cors(&mut self, table: CorsTable, origin: &Origin) -> Cors {
+        let CorsTable { methods, headers, credentials, max_age } = table;
+        if *origin == Origin::Same {
+            self.found.key(&["access", "cors"], "whose pages may ask is not said").hint =
+                Some("add origin = [\"https://app.example.com\"] to [access]".into());
+        }
+        if *origin == Origin::Any && credentials {
+            let wrong = "any page could ask with its visitor's credentials";
+            self.found.value(&["access", "cors", "credentials"], wrong).hint =
+                Some("list the pages in access.origin".into());
+        }
+        let is_method = |name: &str| Method::from_bytes(name.as_bytes()).is_ok();
+        let is_header = |name: &str| HeaderName::try_from(name).is_ok();
+        self.words("methods", &methods, is_method, "no method");
+        self.words("headers", &headers, is_header, "no name of a header");
+        let (methods, headers) = (methods.join(", "), headers.join(", "));
+        Cors { methods, headers, credentials, max_age: max_age.0 }
+    }
+
+    fn words(&mut self, key: &str, words: &[String], is_one: fn(&str) -> bool, wrong: &str) {
+        for (index, word) in words.iter().enumerate() {
+            // To a request with credentials a `*` is the name itself.
+            if !is_one(word) || word.contains('*') {
+                let path = ["access", "cors", key, &index.to_string()];
+                self.found.value(&path, format!("`{word}` is {wrong}"));
+            }
+        }
+    }
+
+    fn basic(&mut self, table: BasicTable, folder: &Path) -> Basic {
+        let BasicTable { users, user } = table;
+        self.template(&["access", "basic", "users"], &users, &[]);
+        if let Some(user) = &user {
+            self.template(&["access", "basic", "user"], user, &[]);
+            if user.is_empty() {
+                self.found.value(&["access", "basic", "user"], "nobody has an empty name");
+            }
+        }
+        Basic { users, folder: folder.to_owned(), user }
     }
 
     fn addresses(&mut self, table: AddressesTable) -> Addresses {
@@ -220,7 +278,7 @@ impl Check<'_> {
     }
 
     fn forward(&mut self, table: ForwardTable) -> Forward {
-        let ForwardTable { url, timeout, headers, user, shows, cache, at_once } = table;
+        let ForwardTable { url, timeout, headers, user, shows, expect, cache, at_once } = table;
         if let Some(sample) = self.template(&["access", "forward", "url"], &url, &[]) {
             self.url(&["access", "forward", "url"], &sample);
         }
@@ -251,7 +309,21 @@ impl Check<'_> {
             }
             name.ok()
         });
-        Forward { url, timeout: timeout.0, headers, user, shows, cache: cache.0, at_once }
+        let expect = self.expect(expect);
+        Forward { url, timeout: timeout.0, headers, user, shows, expect, cache: cache.0, at_once }
+    }
+
+    fn expect(&mut self, expect: BTreeMap<String, String>) -> Vec<(HeaderName, String)> {
+        let mut expected = Vec::with_capacity(expect.len());
+        for (name, value) in expect {
+            let path = ["access", "forward", "expect", &name];
+            self.template(&path, &value, &[]);
+            match HeaderName::try_from(&name) {
+                Ok(name) => expected.push((name, value)),
+                Err(_) => drop(self.found.key(&path, format!("`{name}` is no name of a header"))),
+            }
+        }
+        expected
     }
 
     fn mtls(&mut self, table: MtlsTable) -> Mtls {
@@ -287,4 +359,37 @@ impl Check<'_> {
         }
         Some(Spelled { name: parsed, spelled: Bytes::copy_from_slice(name.as_bytes()) })
     }
+}
+
+/// `SCHEME://HOST` as browsers say it, whose first label may be a `*`; otherwise what is wrong, and
+/// what to do.
+fn check_origin(origin: &str) -> Result<(), (&'static str, &'static str)> {
+    const EXPECTED: (&str, &str) = (
+        "is no origin",
+        "expected SCHEME://HOST or SCHEME://HOST:PORT, and nothing after it; the first label may be `*`",
+    );
+    let (scheme, authority) = origin.split_once("://").ok_or(EXPECTED)?;
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+    let is_scheme = scheme.starts_with(|first: char| first.is_ascii_lowercase());
+    let default_port = match scheme {
+        "https" => Some(":443"),
+        "http" => Some(":80"),
+        _ => None,
+    };
+    if authority.split(':').next() == Some("*") {
+        return match default_port {
+            Some(_) => {
+                Err(("is every host there is", "say \"any\", or name the domain behind the `*`"))
+            }
+            None if authority == "*" && is_scheme && scheme.bytes().all(is_letter) => Ok(()),
+            None => Err(EXPECTED),
+        };
+    }
+    if default_port.is_some_and(|port| authority.ends_with(port)) {
+        return Err(("is said by no browser", "leave the scheme's own port out"));
+    }
+    let host = authority.strip_prefix("*.").unwrap_or(authority);
+    let is_host = canonical_host(host).is_some() && !host.ends_with([':', '.']);
+    let is_good = is_host && is_scheme && scheme.bytes().all(is_letter);
+    if is_good { Ok(()) } else { Err(EXPECTED) }
 }

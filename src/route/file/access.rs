@@ -1,6 +1,6 @@
 //! The shape of `[access]`.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
@@ -34,9 +34,13 @@ pub(crate) struct AccessTable {
     /// The client's certificate decides, on listeners that ask for one.
     pub(crate) mtls: Option<MtlsTable>,
     /// Whose pages may open a WebSocket here, also on a route that is open: `"same"` for those of
-    /// the session's own host, `"any"`, or a list of others: `["https://app.example.com"]`. A
-    /// client that names no origin is no page.
+    /// the session's own host, `"any"`, or a list of others: `["https://app.example.com",
+    /// "https://*.vscode-cdn.net", "vscode-webview://*"]`, where `*` stands for the whole first
+    /// label, and for one alone. A client that names no origin is no page.
     pub(crate) origin: OriginWord,
+    /// The edge itself answers what browsers ask first for the pages of `origin` (CORS preflights).
+    /// Such a question carries no credentials, so nothing else can let it in, and it wakes nobody.
+    pub(crate) cors: Option<CorsTable>,
     /// Whether an open WebSocket or stream is closed, within 5 seconds, when the link that it began
     /// with is revoked or has expired, or its JWT has expired.
     pub(crate) end_open: bool,
@@ -140,6 +144,10 @@ pub(crate) struct ForwardTable {
     /// The client's headers that it is shown.
     #[serde(default = "credentials")]
     pub(crate) shows: Vec<String>,
+    /// What headers of its 2xx answer must say, for this session: `{ Remote-User = "{session}" }`.
+    /// The host's captures may stand in the values; otherwise it is a no.
+    #[serde(default)]
+    pub(crate) expect: BTreeMap<String, String>,
     /// For how long its yes to one and the same question counts. `"0s"`: ask every time.
     #[serde(default = "five_seconds")]
     pub(crate) cache: DurationText,
@@ -154,8 +162,38 @@ pub(crate) struct ForwardTable {
 #[serde(deny_unknown_fields)]
 pub(crate) struct BasicTable {
     /// A file with a line `USER:HASH` for each user, from this file's folder; argon2
-    /// (`$argon2id$…`) or bcrypt (`$2y$…`, as `htpasswd -B` writes). Read again when it changes.
-    pub(crate) users: PathBuf,
+    /// (`$argon2id$…`) or bcrypt (`$2y$…`, as `htpasswd -B` writes). Read again when it changes. The
+    /// host's captures may stand in it: `"users/{session}.htpasswd"` is a file for each session.
+    pub(crate) users: String,
+    /// The only user that may enter: `"{session}"`. Default: everybody in the file, into every
+    /// session of the route.
+    pub(crate) user: Option<String>,
+}
+
+/// `[access.cors]`.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CorsTable {
+    /// The methods that the pages may use.
+    pub(crate) methods: Vec<String>,
+    /// The headers that they may send.
+    pub(crate) headers: Vec<String>,
+    /// Whether they may send cookies along (`fetch` with `credentials: "include"`).
+    pub(crate) credentials: bool,
+    /// How long a browser may remember the answer. Chromium does for 2 hours at most.
+    pub(crate) max_age: DurationText,
+}
+
+impl Default for CorsTable {
+    fn default() -> Self {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        Self {
+            methods: words(&["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
+            headers: words(&["Authorization", "Content-Type"]),
+            credentials: false,
+            max_age: ten_minutes(),
+        }
+    }
 }
 
 /// `[access.addresses]`.
@@ -214,6 +252,7 @@ impl Default for AccessTable {
             addresses: None,
             mtls: None,
             origin: OriginWord::Word(SameOrAny::Same),
+            cors: None,
             end_open: false,
             insecure_cookie: false,
             user_header: USER_HEADER.into(),

@@ -210,8 +210,9 @@ impl Door {
     pub async fn run(&self) {
         let revoked = async {
             loop {
-                sleep(ROUND).await;
+                // First of all: it may be long since it was read, where another process had to end.
                 self.revoked.refresh();
+                sleep(ROUND).await;
             }
         };
         // A set that is slow to come delays the others, and nothing else.

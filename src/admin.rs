@@ -37,7 +37,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use sessions::STATES;
 pub use {
     guard::{Guard, Unguarded},
-    listen::Listener,
+    listen::{Listener, bind_unix},
     token::{Token, TokenError},
 };
 

@@ -1,17 +1,19 @@
 //! The one place that knows every room: builds them from the config, connects them, runs them.
 
+mod custody;
 mod engines;
+mod handover;
 mod lock;
 mod reload;
 mod services;
 mod signals;
+mod sockets;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io,
-    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
 };
 
@@ -27,6 +29,7 @@ use pingora::{
     },
     services::{background::background_service, listening::Service},
 };
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -42,17 +45,20 @@ use crate::{
     route::{RouteError, RouteTable, is_route_file, load_dir},
     watch::{Watch, watch},
 };
+use custody::Custody;
+use handover::{Found, Handover};
 use lock::StateLock;
 use reload::Reloader;
-use services::{Administration, Doorkeeper, Expiry, Fleeting, Hangups, Ordering, Readiness};
+use services::{
+    Accepting, Administration, Doorkeeper, Expiry, Fleeting, Hangups, Ordering, Readiness,
+};
 use signals::Signals;
+use sockets::Sockets;
 
 /// Connections to instances that are kept for a next request, in all.
 const POOL_MAX: usize = 4096;
 /// One request connects three times at most (`edge`); this only backs that up.
 const RETRIES_MAX: usize = 4;
-/// How long a new process waits for the old one's listening sockets.
-const HANDOVER_SECONDS: usize = 300;
 
 /// Why the edge did not run.
 #[derive(Debug, thiserror::Error)]
@@ -70,20 +76,13 @@ pub enum Error {
 pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let config = Arc::new(config);
     let mut lock = StateLock::open(&config.paths.state)?;
-    let handover = config.paths.state.join("upgrade.sock");
     let guard = guard(&config)?;
-    if !upgrade {
+    let sockets = if upgrade {
+        None
+    } else {
         lock.take()?;
-        lock::forget_handover(&handover);
-        for (entrances, key) in
-            [(&config.listen.http, "listen.http"), (&config.listen.https, "listen.https")]
-        {
-            entrances.iter().try_for_each(|entrance| can_listen(&entrance.address, key))?;
-        }
-        if let AdminAddress::Tcp(address) = &config.listen.admin {
-            can_listen(address, "listen.admin")?;
-        }
-    }
+        Some(Sockets::new(&config, HashMap::new())?)
+    };
     let table = load_dir(&config.paths.routes, &config.engine_kinds()).map_err(Error::Routes)?;
     if table.is_empty() {
         tracing::warn!(folder = %config.paths.routes.display(), "there is no route yet");
@@ -113,33 +112,60 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let (most, per_client) = (config.limits.connections, config.limits.connections_per_client);
     let connections = Arc::new(Connections::new(to_usize(most), to_usize(per_client)));
 
-    let mut server = server(&config, &handover, upgrade)?;
+    let custody = Custody::new(Arc::clone(&fleet), acme.clone());
+    let (sockets, before) = match sockets {
+        Some(sockets) => (sockets, None),
+        None => take_over(&config, &mut lock)?,
+    };
+    match &before {
+        None => custody.take(lock),
+        Some(_) => Arc::clone(&custody).take_when_alone(lock)?,
+    }
+    let has_waited = before.is_some();
+    // Kept here, and with it the lock, until this process ends.
+    let handover = Handover::new(before, Arc::clone(&custody))
+        .context("cannot speak to the process before")?;
+
+    let mut server = server(&config);
     let signals = Signals {
         fleet: Arc::clone(&fleet),
         connections: Arc::clone(&connections),
-        acme: acme.clone(),
-        handover,
+        handover: Arc::clone(&handover),
         access_log,
         phases: server.watch_execution_phase(),
         tasks: TaskTracker::new(),
     };
-    if upgrade {
-        tracing::info!("waiting for the process before to get SIGQUIT");
-    }
     server.bootstrap();
-    let _lock = if upgrade {
-        sleep_only_alone(lock, Arc::clone(&fleet), acme.clone())?
-    } else {
-        acme.iter().for_each(|acme| acme.set_may_order(true));
-        Some(lock)
-    };
 
     let _watches = watches(&config, &reloader)?;
+    if has_waited {
+        // Edits since it began. What is wrong is logged where it is found.
+        let _ = reloader.reload();
+    }
     let edge = edge_service(&server, &config, edge, connections, entrances);
-    let rooms = Rooms { table, fleet, door, acme };
-    add_services(&mut server, &config, rooms, edge, reloader, guard);
+    let rooms = Rooms { table, fleet, door, acme, handover: Arc::clone(&handover) };
+    add_services(&mut server, &config, rooms, edge, reloader, guard, sockets)?;
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    drop(custody);
+    if handover.is_refused() {
+        return Err(anyhow::anyhow!("the process before goes on").into());
+    }
     Ok(())
+}
+
+/// Has the sockets of the process before, and returns once that has begun to hand over, or has died.
+fn take_over(
+    config: &Config,
+    lock: &mut StateLock,
+) -> anyhow::Result<(Sockets, Option<handover::Before>)> {
+    match handover::find(&config.paths.state, lock)? {
+        Found::Nobody => Ok((Sockets::new(config, HashMap::new())?, None)),
+        Found::Serving(mut before, inherited) => {
+            let sockets = Sockets::new(config, inherited)?;
+            before.wait()?;
+            Ok((sockets, Some(before)))
+        }
+    }
 }
 
 /// Those that TLS needs; without TLS, none.
@@ -179,33 +205,44 @@ struct Rooms {
     fleet: Arc<Fleet>,
     door: Arc<Door>,
     acme: Option<Arc<Acme>>,
+    handover: Arc<Handover>,
 }
 
 fn add_services(
     server: &mut Server,
     config: &Config,
-    Rooms { table, fleet, door, acme }: Rooms,
+    Rooms { table, fleet, door, acme, handover }: Rooms,
     edge: Service<Listener>,
     reloader: Arc<Reloader>,
     guard: Guard,
-) {
+    sockets: Sockets,
+) -> anyhow::Result<()> {
     let ready = Arc::default();
     let mut fleeting = background_service("fleet", Fleeting(Arc::clone(&fleet)));
     fleeting.threads = Some(2);
     let adopted = server.add_service(fleeting);
 
+    let shared = sockets.share().context("cannot keep the listening sockets")?;
+    let Sockets { edge: edge_sockets, admin: admin_socket, .. } = sockets;
+    let (accepts, accepting) = watch::channel(false);
+    let edge = Accepting { edge, sockets: edge_sockets, accepts };
     server.add_service(edge).add_dependency(&adopted);
     let addresses = |entrances: &[Entrance]| -> Vec<_> {
         entrances.iter().map(|entrance| entrance.address).collect()
     };
-    let (http, https) = (addresses(&config.listen.http), addresses(&config.listen.https));
-    let all = http.iter().chain(&https).copied().collect();
-    let readiness = Readiness { http, https, ready: Arc::clone(&ready) };
-    let readiness = background_service("readiness", readiness);
-    server.add_service(readiness).add_dependency(&adopted);
+    let readiness = Readiness {
+        http: addresses(&config.listen.http),
+        https: addresses(&config.listen.https),
+        accepts: accepting.clone(),
+        ready: Arc::clone(&ready),
+        handover: Arc::clone(&handover),
+        state: config.paths.state.clone(),
+        sockets: Mutex::new(shared),
+    };
+    server.add_service(background_service("readiness", readiness));
     if let Some(acme) = acme.clone() {
-        let ordering = Ordering { acme, addresses: all };
-        server.add_service(background_service("acme", ordering)).add_dependency(&adopted);
+        let ordering = Ordering { acme, accepts: accepting.clone() };
+        server.add_service(background_service("acme", ordering));
     }
 
     let errors = Arc::clone(&reloader.errors);
@@ -217,9 +254,16 @@ fn add_services(
     server.add_service(background_service("access", doorkeeper));
     let ways_in = ways_in(config);
     let admin = Admin { fleet, door, table, certs, reload, errors, ready, guard, acme, ways_in };
-    let address = config.listen.admin.clone();
-    server.add_service(background_service("admin", Administration { admin, address }));
+    let administration = Administration {
+        admin,
+        address: config.listen.admin.clone(),
+        socket: Mutex::new(Some(admin_socket)),
+        handover,
+        accepts: accepting,
+    };
+    server.add_service(background_service("admin", administration));
     server.add_service(background_service("hangups", hangups));
+    Ok(())
 }
 
 /// Whoever has trusted proxies in front has TLS there.
@@ -288,20 +332,17 @@ fn acme(
     Acme::open(settings, &config.paths.state, certs, routed).map(Some).context("[acme]")
 }
 
-fn server(config: &Config, handover: &Path, upgrade: bool) -> anyhow::Result<Server> {
+fn server(config: &Config) -> Server {
     let drain = config.shutdown.drain;
     let conf = ServerConf {
         threads: thread::available_parallelism().map_or(1, usize::from),
-        upgrade_sock: handover.to_str().context("the state folder's path is not UTF-8")?.to_owned(),
-        upgrade_sock_connect_accept_max_retries: Some(HANDOVER_SECONDS),
         grace_period_seconds: Some(drain.as_secs() + u64::from(0 < drain.subsec_nanos())),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: POOL_MAX,
         max_retries: RETRIES_MAX,
         ..ServerConf::default()
     };
-    let opt = Opt { upgrade, ..Opt::default() };
-    Ok(Server::new_with_opt_and_conf(opt, conf))
+    Server::new_with_opt_and_conf(Opt::default(), conf)
 }
 
 fn edge_service(
@@ -329,39 +370,6 @@ fn edge_service(
         service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(unbuffered));
     }
     service
-}
-
-/// Pingora panics where it cannot listen; an operator wants a sentence.
-fn can_listen(address: &SocketAddr, key: &str) -> anyhow::Result<()> {
-    TcpListener::bind(address).map(drop).with_context(|| {
-        format!("cannot listen on {address}: is something else listening there? ({key})")
-    })
-}
-
-/// While the old process drains, its requests hold leases that this one cannot see: nothing is put
-/// to sleep until it has ended. The thread that waits for that keeps the lock.
-fn sleep_only_alone(
-    mut lock: StateLock,
-    fleet: Arc<Fleet>,
-    acme: Option<Arc<Acme>>,
-) -> anyhow::Result<Option<StateLock>> {
-    fleet.set_may_sleep(false);
-    let wait = move || match lock.wait() {
-        Ok(()) => {
-            tracing::info!("the process before has ended: idle sessions sleep from now on");
-            fleet.set_may_sleep(true);
-            acme.iter().for_each(|acme| acme.set_may_order(true));
-            // The lock lives as long as the process.
-            loop {
-                thread::park();
-            }
-        }
-        Err(error) => tracing::error!(
-            %error, "cannot lock the state folder: nothing will sleep, and nothing is ordered"
-        ),
-    };
-    thread::Builder::new().name("state-lock".into()).spawn(wait).context("cannot make a thread")?;
-    Ok(None)
 }
 
 fn to_usize(limit: u32) -> usize {

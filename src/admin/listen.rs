@@ -6,10 +6,17 @@ use std::{
     fs::{self, DirBuilder, Permissions},
     io,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     process,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use axum::Router;
@@ -19,16 +26,17 @@ use hyper_util::{
     server::graceful::{GracefulShutdown, Watcher},
     service::TowerToHyperService,
 };
+use socket2::{Domain, SockAddr, Type};
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     task::JoinSet,
-    time::Instant,
 };
 use tokio_util::either::Either;
 
-/// While an edge hands over to the next one, the old one still has the address.
-const IN_USE_MAX: Duration = Duration::from_secs(10);
-const IN_USE_PAUSE: Duration = Duration::from_millis(100);
+/// A process that has just ended may still have the address.
+const IN_USE_MAX: Duration = Duration::from_secs(1);
+const IN_USE_PAUSE: Duration = Duration::from_millis(20);
+const BACKLOG: i32 = 1024;
 /// The next connection waits to be accepted.
 const CONNECTIONS_MAX: usize = 64;
 /// For a whole request head, from when the connection is free for it.
@@ -55,22 +63,26 @@ enum Socket {
 
 /// Removed when dropped: before the socket itself is closed, and so while it is surely still ours.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+struct SocketFile {
+    path: PathBuf,
+    stays: Arc<AtomicBool>,
+}
 
 impl Listener {
-    /// Binds a TCP address; one that is in use is tried again for up to 10 s.
-    pub async fn tcp(address: SocketAddr) -> io::Result<Self> {
-        let bound = patiently(|| TcpListener::bind(address)).await;
-        let bound = bound.map_err(|error| explain(&address.to_string(), error))?;
-        Ok(Self(Socket::Tcp(bound)))
+    /// On a TCP socket that listens already.
+    pub fn tcp(socket: OwnedFd) -> io::Result<Self> {
+        let listener = std::net::TcpListener::from(socket);
+        listener.set_nonblocking(true)?;
+        Ok(Self(Socket::Tcp(TcpListener::from_std(listener)?)))
     }
 
-    /// Binds a unix socket that only our own user can connect to. A file that a dead process left
-    /// is replaced; one that somebody listens on is tried again for up to 10 s.
-    pub async fn unix(path: &Path) -> io::Result<Self> {
-        let bound = patiently(|| bind_unix(path)).await;
-        let bound = bound.map_err(|error| explain(&format!("unix:{}", path.display()), error))?;
-        Ok(Self(Socket::Unix { _file: SocketFile(path.to_owned()), listener: bound }))
+    /// On a unix socket that listens already. Its file is removed in the end, unless it is to stay
+    /// by then: another process may listen on the same socket.
+    pub fn unix(socket: OwnedFd, path: PathBuf, stays: Arc<AtomicBool>) -> io::Result<Self> {
+        let file = SocketFile { path, stays };
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        listener.set_nonblocking(true)?;
+        Ok(Self(Socket::Unix { _file: file, listener: UnixListener::from_std(listener)? }))
     }
 
     /// The TCP address; `None` for a unix socket.
@@ -116,8 +128,10 @@ impl Listener {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // It may be gone already; and the next start replaces what is left.
-        let _ = fs::remove_file(&self.0);
+        if !self.stays.load(Ordering::Acquire) {
+            // It may be gone already; and the next start replaces what is left.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -132,28 +146,29 @@ async fn connection(stream: Either<TcpStream, UnixStream>, router: Router, drain
     }
 }
 
-async fn patiently<T, F>(bind: impl Fn() -> F) -> io::Result<T>
-where
-    F: Future<Output = io::Result<T>>,
-{
+/// A unix socket that listens, and that only our own user can connect to. A file that a dead process
+/// left is replaced; one that another process listens on is tried again for a moment.
+pub fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
     let end = Instant::now() + IN_USE_MAX;
     loop {
-        match bind().await {
+        match try_bind_unix(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
-                tokio::time::sleep(IN_USE_PAUSE).await;
+                std::thread::sleep(IN_USE_PAUSE);
             }
-            bound => return bound,
+            bound => return bound.map_err(|error| explain(path, error)),
         }
     }
 }
 
-fn explain(address: &str, error: io::Error) -> io::Error {
-    let text = format!("the admin API cannot listen on {address}: {error}");
+fn explain(path: &Path, error: io::Error) -> io::Error {
+    let text = format!("the admin API cannot listen on unix:{}: {error}", path.display());
     io::Error::new(error.kind(), text)
 }
 
-async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    refuse_living(path).await?;
+fn try_bind_unix(path: &Path) -> io::Result<OwnedFd> {
+    // Whether the path is too long for an address is not to depend on a process that listens there.
+    SockAddr::unix(path)?;
+    refuse_living(path)?;
     // Made where nobody else can reach it, and moved when only its owner may connect.
     let folder = path.parent().unwrap_or(Path::new("."));
     let folder = folder.join(format!(".dm{}", process::id()));
@@ -161,23 +176,27 @@ async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let _ = fs::remove_file(&own);
     let _ = fs::remove_dir(&folder);
     DirBuilder::new().mode(0o700).create(&folder)?;
-    let bound = UnixListener::bind(&own).and_then(|listener| {
+    let bound = unix_socket().and_then(|socket| {
+        socket.bind(&SockAddr::unix(&own)?)?;
+        socket.listen(BACKLOG)?;
         fs::set_permissions(&own, Permissions::from_mode(0o600))?;
         fs::rename(&own, path)?;
-        Ok(listener)
+        Ok(socket.into())
     });
     let _ = fs::remove_file(&own);
     let _ = fs::remove_dir(&folder);
     bound
 }
 
-/// A full backlog is somebody, and so is who has left before we were let in: then we look again.
-fn is_somebody(error: io::ErrorKind) -> bool {
-    matches!(error, io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionReset)
+/// One that never blocks.
+fn unix_socket() -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// Fails unless `path` is free, or is a socket that nobody listens on any more.
-async fn refuse_living(path: &Path) -> io::Result<()> {
+fn refuse_living(path: &Path) -> io::Result<()> {
     let kind = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata.file_type(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -189,11 +208,12 @@ async fn refuse_living(path: &Path) -> io::Result<()> {
             "there is a file of this name that is no socket",
         ));
     }
-    match UnixStream::connect(path).await {
+    match unix_socket()?.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if !is_somebody(error.kind()) => Err(error),
-        Ok(_) | Err(_) => {
+        // A full backlog is somebody.
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        Ok(()) | Err(_) => {
             Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on it"))
         }
     }

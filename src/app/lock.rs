@@ -1,7 +1,7 @@
 //! One process at a time owns a state folder, and with it the sleep of what runs.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{DirBuilder, File, OpenOptions},
     io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
@@ -29,21 +29,32 @@ impl StateLock {
         Ok(Self(file.with_context(|| format!("cannot open {}", path.display()))?))
     }
 
-    /// Takes it, or says who has it.
+    /// Takes it, or says which process has it.
     pub(super) fn take(&mut self) -> anyhow::Result<()> {
+        let pid = if self.try_take()? { return Ok(()) } else { self.holder() };
+        anyhow::bail!(
+            "another dormouse (pid {pid}) uses this state folder; to take over from it, start with \
+             --upgrade and send it SIGQUIT"
+        )
+    }
+
+    /// Takes it, unless another process has it.
+    pub(super) fn try_take(&mut self) -> anyhow::Result<bool> {
         match flock(&self.0, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => self.sign().context("cannot write the state folder's lock"),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut pid = String::new();
-                let _ = self.0.read_to_string(&mut pid);
-                anyhow::bail!(
-                    "another dormouse (pid {}) uses this state folder; to take over from it, \
-                     start with --upgrade and send it SIGQUIT",
-                    pid.trim()
-                )
+            Ok(()) => {
+                self.sign().context("cannot write the state folder's lock")?;
+                Ok(true)
             }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
             Err(error) => Err(error).context("cannot lock the state folder"),
         }
+    }
+
+    /// The pid of the process that has it.
+    pub(super) fn holder(&mut self) -> String {
+        let mut pid = String::new();
+        let _ = self.0.rewind().and_then(|()| self.0.read_to_string(&mut pid));
+        pid.trim().to_owned()
     }
 
     /// Waits for the process that has it to end, then takes it. Blocks.
@@ -56,15 +67,5 @@ impl StateLock {
         self.0.set_len(0)?;
         self.0.rewind()?;
         writeln!(self.0, "{}", std::process::id())
-    }
-}
-
-/// Removes the socket of a handover that never came, so that SIGQUIT can tell whether a new
-/// process waits.
-pub(super) fn forget_handover(socket: &Path) {
-    if let Err(error) = fs::remove_file(socket)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %socket.display(), %error, "cannot remove");
     }
 }

@@ -12,16 +12,15 @@ use crate::{
 };
 
 /// Pingora reports every client that breaks off as an error, every kept connection that was closed
-/// when it was wanted, and each second that a new process waits for the sockets; what became of a
-/// request is logged by our own edge.
+/// when it was wanted; what became of a request is logged by our own edge.
 const LOG: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::apps=off,\
-                   pingora_core::connectors=off,pingora_core::server::transfer_fd=off,\
-                   pingora_pool=error,qapi=error";
+                   pingora_core::connectors=off,pingora_pool=error,qapi=error";
 
 /// Runs the edge, in the foreground, until SIGTERM or Ctrl-C.
 ///
 /// Signals: SIGHUP reads the route files again; SIGTERM and Ctrl-C let open requests end for
-/// [shutdown] drain; SIGQUIT hands the listening sockets to a process started with --upgrade.
+/// [shutdown] drain; SIGQUIT hands the listening sockets to a process started with --upgrade, and so
+/// do SIGTERM and Ctrl-C where one waits.
 /// Instances stay up across a restart, and the next edge adopts them.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
@@ -31,15 +30,16 @@ Examples:
   dormouse run --engine prod=docker       the routes of production, on a laptop
 
 A new version without a refused connection:
-  dormouse run --upgrade &       waits for the sockets
-  kill -QUIT PID-OF-THE-OLD      hands them over, and ends when its requests have
+  dormouse run --upgrade &       says that it waits for SIGQUIT
+  kill -QUIT PID-OF-THE-OLD      ends when the new one serves and its own requests have ended
 
 RUST_LOG says how much is logged, for example RUST_LOG=dormouse=debug.")]
 pub(super) struct Run {
     /// The settings [default: ./dormouse.toml, or the defaults where there is no such file].
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
-    /// Take the listening sockets over from the edge that runs, when it gets SIGQUIT.
+    /// Take the listening sockets over from the edge that runs, when it gets SIGQUIT or dies; begin
+    /// at once where none runs.
     #[arg(long)]
     upgrade: bool,
     /// What the name of an engine means for this run: a kind, with its defaults. May be repeated.

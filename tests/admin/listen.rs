@@ -3,10 +3,14 @@
 use std::{
     fs, io,
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use dormouse::admin::Listener;
+use dormouse::admin::{Listener, bind_unix};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
@@ -46,66 +50,43 @@ async fn a_unix_socket_is_its_owners_alone_and_goes_with_the_edge() {
     assert!(!path.exists());
 }
 
-#[tokio::test]
-async fn a_dead_sockets_file_is_replaced_and_any_other_is_not() {
+#[test]
+fn a_dead_sockets_file_is_replaced_and_any_other_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("admin.sock");
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists(), "the file of a process that was killed");
-    drop(Listener::unix(&path).await.unwrap());
+    drop(bind_unix(&path).unwrap());
 
+    fs::remove_file(&path).unwrap();
     fs::write(&path, "precious").unwrap();
-    let error = Listener::unix(&path).await.unwrap_err();
+    let error = bind_unix(&path).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
     assert!(error.to_string().contains("admin.sock"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-    let nowhere = Listener::unix(&folder.path().join("none/admin.sock")).await.unwrap_err();
+    let nowhere = bind_unix(&folder.path().join("none/admin.sock")).unwrap_err();
     assert_eq!(nowhere.kind(), io::ErrorKind::NotFound);
+    let long = bind_unix(&folder.path().join("long".repeat(40))).unwrap_err();
+    assert!(long.to_string().contains("SUN_LEN"), "{long}");
 }
 
 #[tokio::test]
-async fn a_living_socket_is_waited_for_and_then_taken_over() {
+async fn a_living_socket_is_left_alone_and_a_file_that_stays_is_not_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("admin.sock");
-    let before = Listener::unix(&path).await.unwrap();
-    let mut next = std::pin::pin!(Listener::unix(&path));
-    let waits = tokio::time::timeout(Duration::from_millis(300), &mut next).await;
-    assert!(waits.is_err(), "taken from under a living process: {waits:?}");
-    drop(before);
-    let next = tokio::time::timeout(DEADLINE, next).await.unwrap().unwrap();
-    assert!(path.exists());
-    drop(next);
-
-    let before = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let address = before.address().unwrap();
-    let mut next = std::pin::pin!(Listener::tcp(address));
-    assert!(tokio::time::timeout(Duration::from_millis(300), &mut next).await.is_err());
-    drop(before);
-    let next = tokio::time::timeout(DEADLINE, next).await.unwrap().unwrap();
-    assert_eq!(next.address(), Some(address));
-}
-
-#[tokio::test]
-async fn a_socket_whose_owner_leaves_as_it_is_asked_for_is_taken_over() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("admin.sock");
-    let before = Listener::unix(&path).await.unwrap();
-    let mut next = std::pin::pin!(Listener::unix(&path));
-    // It has knocked, and has not heard yet what came of it.
-    assert!(futures::poll!(&mut next).is_pending());
-    drop(before);
-    let next = tokio::time::timeout(DEADLINE, next).await.unwrap();
-    assert!(next.is_ok(), "{next:?}");
-}
-
-#[tokio::test]
-async fn an_address_that_stays_in_use_is_an_error_that_names_it() {
-    let taken = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let address = taken.address().unwrap();
-    let next = tokio::time::timeout(DEADLINE, Listener::tcp(address)).await.unwrap();
-    let error = next.unwrap_err();
+    let living = bind_unix(&path).unwrap();
+    let error = bind_unix(&path).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-    assert!(error.to_string().contains(&address.to_string()), "{error}");
+    assert!(error.to_string().contains("admin.sock"), "{error}");
+
+    let stays = Arc::new(AtomicBool::new(false));
+    let listener = Listener::unix(living, path.clone(), Arc::clone(&stays)).unwrap();
+    stays.store(true, Ordering::Release);
+    drop(listener);
+    assert!(path.exists(), "another process listens there");
+    let next = Listener::unix(bind_unix(&path).unwrap(), path.clone(), Arc::default()).unwrap();
+    drop(next);
+    assert!(!path.exists());
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use dormouse::{
     access::Door,
-    admin::{Admin, Guard, Listener, Reload, ReloadReport, Token, WaysIn},
+    admin::{Admin, Guard, Listener, Reload, ReloadReport, Token, WaysIn, bind_unix},
     config::Links,
     engine::{Engine, EngineEvent, Error, Instance, InstanceState, Life, Started},
     fleet::{Fleet, Limits},
@@ -279,16 +279,19 @@ async fn listen(at: At, token: Option<Token>, folder: &Path) -> (Listener, Guard
     match at {
         At::Unix => {
             let path = folder.join("admin.sock");
-            let listener = Listener::unix(&path).await.unwrap();
+            let socket = bind_unix(&path).unwrap();
+            let listener = Listener::unix(socket, path.clone(), Arc::default()).unwrap();
             (listener, Guard::unix(token), format!("unix:{}", path.display()))
         }
         At::Loopback => {
-            let listener = Listener::tcp(loopback).await.unwrap();
+            let listener =
+                Listener::tcp(std::net::TcpListener::bind(loopback).unwrap().into()).unwrap();
             let address = listener.address().unwrap();
             (listener, Guard::tcp(address, token).unwrap(), address.to_string())
         }
         At::Everywhere => {
-            let listener = Listener::tcp(loopback).await.unwrap();
+            let listener =
+                Listener::tcp(std::net::TcpListener::bind(loopback).unwrap().into()).unwrap();
             let address = listener.address().unwrap();
             let everywhere = SocketAddr::from(([0, 0, 0, 0], address.port()));
             (listener, Guard::tcp(everywhere, token).unwrap(), address.to_string())

@@ -367,8 +367,7 @@ fn a_second_process_orders_nothing_before_the_first_has_ended() {
     let acme = pebble.toml() + &gated_hook(&dns) + "challenge = 'dns-01'\nhosts = ['a.test']\n";
     let mut edge = ports.edge(&acme);
     edge.wait_until("the order is under way", |edge| edge.path("reached.set").exists());
-    let next = edge.launch(&["--upgrade"]);
-    edge.wait_until("the next process waits", |edge| edge.path("state/upgrade.sock").exists());
+    let next = crate::handover::launch_next(&mut edge);
     fs::remove_file(edge.path("reached.set")).expect("removed");
     edge.signal(rustix::process::Signal::QUIT);
     let mut before = edge.replace(next);

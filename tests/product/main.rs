@@ -28,6 +28,7 @@ mod framing;
 mod grpc;
 mod guest;
 mod h2;
+mod handover;
 mod headers;
 mod hold;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]

@@ -11,6 +11,7 @@ use std::{
 use rustix::process::Signal;
 
 use crate::{
+    handover::launch_next,
     hold::{gated, open_gate},
     life::{Socket, motion, put_to_sleep, who},
     routes::{Load, get},
@@ -101,8 +102,7 @@ fn started(edge: &Edge) -> Option<String> {
 /// SIGQUIT with a new process waiting; returns the old one, once the new one has the admin API.
 fn hand_over(edge: &mut Edge) -> std::process::Child {
     let before = started(edge).expect("the old one answers");
-    let new = edge.launch(&["--upgrade"]);
-    edge.wait_until("the new process waits", |edge| edge.path("state/upgrade.sock").exists());
+    let new = launch_next(edge);
     edge.signal(Signal::QUIT);
     let old = edge.replace(new);
     edge.wait_until("the new process answers", |edge| {

@@ -147,7 +147,7 @@ impl Edge {
             .env(
                 "RUST_LOG",
                 "info,dormouse=debug,pingora_proxy=off,pingora_core=error,pingora_core::apps=off,\
-                 pingora_core::connectors=off,pingora_core::server::transfer_fd=off,pingora_pool=error,qapi=error",
+                 pingora_core::connectors=off,pingora_pool=error,qapi=error",
             )
             .env("NO_COLOR", "1")
             .envs(self.trusted().map(|file| ("SSL_CERT_FILE", file)))
@@ -175,6 +175,11 @@ impl Edge {
     /// Makes the process that was launched the one under test; returns the one before.
     pub(crate) fn replace(&mut self, child: Child) -> Child {
         self.child.replace(child).expect("it runs")
+    }
+
+    /// Makes the process that was launched the one under test; there was none.
+    pub(crate) fn put(&mut self, child: Child) {
+        assert!(self.child.replace(child).is_none(), "one runs already");
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -38,7 +38,7 @@ use crate::{
     admin::{Admin, Guard, Token, WaysIn},
     certs::{Certs, DEV_FOLDER, is_cert_file},
     config::{AdminAddress, Config, Entrance, Listen},
-    edge::{Admission, Connections, Edge, Entrances, Listener, Unseen, http2_options},
+    edge::{Admission, Connections, Edge, Entrances, Listener, Unseen},
     engine::Engine,
     fleet::{self, Fleet},
     record::AccessLog,
@@ -354,13 +354,11 @@ fn edge_service(
 ) -> Service<Listener> {
     let mut proxy = http_proxy(&server.configuration, edge);
     let mut options = HttpServerOptions::default();
-    options.h2c = true;
     // Refused by the edge (`framing`), with an id and counted. Pingora's refusal has neither.
     options.allow_connect_method_proxying = true;
-    options.h2_idle_timeout = Some(config.timeouts.client_idle);
     proxy.server_options = Some(options);
-    proxy.h2_options = Some(http2_options(&config.http2));
-    let listener = Listener::new(proxy, connections, &config.limits, &config.timeouts);
+    let Config { limits, timeouts, http2, .. } = config;
+    let listener = Listener::new(proxy, connections, limits, timeouts, http2);
     let listener = listener.with_entrances(entrances);
     let mut service = Service::new("edge".to_owned(), listener);
     for Entrance { address, .. } in config.listen.http.iter().chain(&config.listen.https) {

@@ -53,7 +53,7 @@ pub use admit::Admission;
 pub use arrive::Entrances;
 pub use connections::Connections;
 pub use early::Unseen;
-pub use listen::{Listener, http2_options};
+pub use listen::Listener;
 pub use tls::TlsError;
 
 use crate::{

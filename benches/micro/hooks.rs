@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use divan::Bencher;
 use dormouse::{
     access::Door,
-    config::{Limits, Links, Timeouts},
+    config::{Http2, Limits, Links, Timeouts},
     edge::{Connections, Edge, Listener},
     session::Address,
 };
@@ -91,7 +91,13 @@ impl Bed {
         let edge = Edge::new(table, fleet, door, Timeouts::default(), &limits);
         let proxy = http_proxy(&conf(), edge);
         let connections = Arc::new(Connections::new(10, 10));
-        Arc::new(Listener::new(proxy, connections, &limits, &Timeouts::default()))
+        Arc::new(Listener::new(
+            proxy,
+            connections,
+            &limits,
+            &Timeouts::default(),
+            &Http2::default(),
+        ))
     }
 
     fn requests(&self, bencher: Bencher<'_, '_>, mut client: DuplexStream, host: &str, end: &str) {

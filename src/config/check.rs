@@ -2,7 +2,7 @@
 
 mod engines;
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use super::{
     Admin, AdminAddress, ClientAuth, Config, Entrance, Http2, Limits, Links, Listen, Networks,
@@ -24,6 +24,9 @@ const HEAD_MIN: u64 = 1024;
 /// RFC 9113, 6.9.1 and 6.9.2.
 const WINDOW_MAX: u64 = i32::MAX as u64;
 const WINDOW_MIN: u64 = 65_535;
+
+/// One question of TCP's, and one more.
+const GONE_MIN: Duration = Duration::from_secs(3);
 
 type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -238,12 +241,17 @@ impl Check<'_> {
             ("client_body_grace", timeouts.client_body_grace),
             ("client_write", timeouts.client_write),
             ("client_idle", timeouts.client_idle),
+            ("client_gone", timeouts.client_gone),
             ("connect", timeouts.connect),
             ("answer", timeouts.answer),
             ("upstream_idle", timeouts.upstream_idle),
         ];
         for (key, _) in all.iter().filter(|(_, timeout)| timeout.is_zero()) {
             self.found.value(&["timeouts", key], format!("`{key}` must be more than nothing"));
+        }
+        if !timeouts.client_gone.is_zero() && timeouts.client_gone < GONE_MIN {
+            let wrong = "`client_gone` is at least 3 s: TCP asks once a second at most";
+            self.found.value(&["timeouts", "client_gone"], wrong);
         }
     }
 

@@ -166,6 +166,13 @@ pub struct Timeouts {
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub client_idle: Duration,
+    /// How long a client may be gone without a word before it is noticed: one that is silent is asked
+    /// (TCP keepalive, and PING by HTTP/2), and what it was sent must be acknowledged. It then keeps
+    /// no session awake. Who takes nothing of what there is for it is cut after this, too. At least
+    /// 3 s.
+    #[serde(with = "duration")]
+    #[schemars(with = "DurationText")]
+    pub client_gone: Duration,
     /// Connecting to an instance.
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
@@ -258,6 +265,7 @@ impl Default for Timeouts {
             client_body_grace: Duration::from_secs(20),
             client_write: Duration::from_secs(60),
             client_idle: Duration::from_secs(75),
+            client_gone: Duration::from_secs(30),
             connect: Duration::from_secs(5),
             answer: Duration::from_secs(5 * 60),
             upstream_idle: Duration::from_secs(4),

@@ -38,10 +38,17 @@ pub struct Http2 {
     #[serde(with = "size")]
     #[schemars(with = "SizeText")]
     pub stream_window: u64,
-    /// What a client may send of all requests' bodies on one connection before instances take it.
+    /// What a client may send of all requests' bodies on one connection before instances take it,
+    /// beside what its uploads get of `shared_window`.
     #[serde(with = "size")]
     #[schemars(with = "SizeText")]
     pub connection_window: u64,
+    /// What all connections may have beyond `connection_window`, in all: each gets as much as its
+    /// uploads may fill at once, so that one that waits keeps no other of its connection waiting.
+    /// A connection keeps its part until it ends.
+    #[serde(with = "size")]
+    #[schemars(with = "SizeText")]
+    pub shared_window: u64,
     /// The most of one answer that is kept in memory for a client that does not take it.
     #[serde(with = "size")]
     #[schemars(with = "SizeText")]
@@ -68,8 +75,9 @@ impl Default for Http2 {
     fn default() -> Self {
         Self {
             streams: 100,
-            stream_window: 64 * 1024,
+            stream_window: 1024 * 1024,
             connection_window: 1024 * 1024,
+            shared_window: 256 * 1024 * 1024,
             send_buffer: 400 * 1024,
             header_list: 64 * 1024,
             header_table: 4 * 1024,

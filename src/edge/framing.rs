@@ -20,6 +20,9 @@ use head::{After, Head};
 
 pub(super) use head::{names_h2c, names_upgrade};
 
+/// No longer one is read by Pingora, whose refusal says nothing.
+const TARGET_MAX: usize = 65_534;
+
 /// What a request head must keep to.
 #[derive(Clone, Debug)]
 pub(super) struct HeadLimits {
@@ -35,7 +38,7 @@ impl HeadLimits {
         let to_usize = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
         Self {
             head_max: to_usize(limits.head),
-            uri_max: to_usize(limits.uri),
+            uri_max: to_usize(limits.uri).min(TARGET_MAX),
             headers_max: to_usize(limits.headers.into()),
             underscores: limits.underscores,
             get_body: limits.get_body,
@@ -61,6 +64,8 @@ pub(super) enum Refusal {
     Connect,
     /// A target that is no path, `*` or http URI, or has a control character.
     Target,
+    /// A target with a character that must be percent-encoded.
+    Unencoded,
     /// Not exactly one host, or another than the target names.
     Host,
     /// A header's name has what no name may have, a space before the colon included.
@@ -114,6 +119,7 @@ impl Refusal {
             Self::Version => "This version of HTTP is not spoken here.",
             Self::Connect => "CONNECT is not for this server.",
             Self::Target => "The request's target is not a path or an http URI.",
+            Self::Unencoded => "The request's target has a character that must be percent-encoded.",
             Self::Host => "The request must name exactly one valid host.",
             Self::Name => "A header's name has a character that no name may have.",
             Self::Alias => "A header's name can be taken for that of another.",

@@ -38,6 +38,19 @@ const LINGER_MAX: usize = 1024 * 1024;
 /// Stands for a head that was refused, so that its answer comes when its turn comes.
 const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nHost: refused.invalid\r\nConnection: close\r\n\r\n";
 
+/// What a connection of HTTP/2 begins with, and what alone it shares with no HTTP/1.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE_LINE: &[u8] = PREFACE.split_at(16).0;
+
+/// What a client speaks, as far as its first bytes tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    Http1,
+    Http2,
+    /// It begins as HTTP/2 does, and is not.
+    Neither,
+}
+
 /// What a client's connection must keep to.
 #[derive(Clone, Debug)]
 pub(super) struct Terms {
@@ -45,6 +58,8 @@ pub(super) struct Terms {
     limits: Arc<HeadLimits>,
     body: Rate,
     pub(super) answer: Rate,
+    /// How long one may be gone before it is noticed.
+    pub(super) gone: Duration,
 }
 
 impl Terms {
@@ -54,6 +69,7 @@ impl Terms {
             limits: Arc::new(HeadLimits::new(limits)),
             body: Rate::of_bodies(limits, timeouts),
             answer: Rate::of_answers(limits, timeouts),
+            gone: timeouts.client_gone,
         }
     }
 }
@@ -154,13 +170,11 @@ impl Inlet {
         }
     }
 
-    /// Whether the connection begins as HTTP/2 does; copies its beginning. Reads until `buf` is full,
-    /// or until it cannot become an HTTP/2 preface any more: a client of HTTP/1.0 may send less than
-    /// a preface and wait.
-    pub(super) async fn peek(&mut self, stream: &mut Stream, buf: &mut [u8]) -> io::Result<bool> {
-        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    /// What the connection begins as. Reads until it can be no preface of HTTP/2 any more: a client
+    /// of HTTP/1.0 may send less than a preface and wait.
+    pub(super) async fn peek(&mut self, stream: &mut Stream) -> io::Result<Speaks> {
         let until = self.until.unwrap_or_else(|| Instant::now() + self.head);
-        while self.held.len() < buf.len() && PREFACE.starts_with(&self.held) {
+        while self.held.len() < PREFACE.len() && PREFACE.starts_with(&self.held) {
             self.held.reserve(PIECE);
             match timeout_at(until, stream.read_buf(&mut self.held)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -168,15 +182,16 @@ impl Inlet {
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             };
         }
-        let n = buf.len().min(self.held.len());
-        buf[..n].copy_from_slice(&self.held[..n]);
-        self.is_raw = self.held.starts_with(PREFACE);
-        if self.is_raw {
+        if self.held.starts_with(PREFACE) {
+            self.is_raw = true;
             self.ready = self.held.len();
-        } else {
-            self.look();
+            return Ok(Speaks::Http2);
         }
-        Ok(self.is_raw)
+        if self.held.starts_with(PREFACE_LINE) {
+            return Ok(Speaks::Neither);
+        }
+        self.look();
+        Ok(Speaks::Http1)
     }
 
     /// Gives what was held back and may go on now; whether there was any.

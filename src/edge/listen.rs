@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -19,7 +19,6 @@ use async_trait::async_trait;
 use pingora::{
     apps::{HttpServerApp, ServerApp},
     http::ResponseHeader,
-    protocols::http::v2::server::{H2Options, default_h2_options},
     protocols::{
         ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown,
         SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest,
@@ -30,7 +29,7 @@ use pingora::{
 };
 use rustls::pki_types::CertificateDer;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     time::sleep,
 };
 
@@ -40,7 +39,8 @@ use super::{
     client::Peer,
     connections::Place,
     early::Early,
-    inlet::{self, Heads, Inlet, Terms},
+    http2::{self, Rules},
+    inlet::{self, Heads, Inlet, Speaks, Terms},
     pace::Paced,
     socket,
     target::Target,
@@ -57,6 +57,7 @@ pub struct Listener {
     connections: Arc<Connections>,
     entrances: Entrances,
     terms: Terms,
+    rules: Rules,
 }
 
 impl Listener {
@@ -66,9 +67,15 @@ impl Listener {
         connections: Arc<Connections>,
         limits: &Limits,
         timeouts: &Timeouts,
+        http2: &Http2,
     ) -> Self {
-        let (entrances, terms) = (Entrances::default(), Terms::new(limits, timeouts));
-        Self { proxy: Arc::new(proxy), connections, entrances, terms }
+        Self {
+            proxy: Arc::new(proxy),
+            connections,
+            entrances: Entrances::default(),
+            terms: Terms::new(limits, timeouts),
+            rules: Rules::new(http2, timeouts),
+        }
     }
 
     /// What is done at which address; without it, all are plain.
@@ -94,8 +101,15 @@ impl ServerApp for Listener {
     ) -> Option<Stream> {
         let mut place = self.connections.enter()?;
         let arrival = self.entrances.arrive(stream, &mut place).await?;
-        let guarded = Box::new(Guarded::new(arrival, place, &self.terms));
-        self.proxy.process_new(guarded, shutdown).await;
+        let mut client = Box::new(Guarded::new(arrival, place, &self.terms));
+        let connection = Arc::clone(&client.connection);
+        match client.speaks().await.ok()? {
+            Speaks::Http1 => drop(self.proxy.process_new(client, shutdown).await),
+            Speaks::Http2 => {
+                http2::serve(&self.proxy, client, &connection, &self.rules, shutdown).await;
+            }
+            Speaks::Neither => client.refuse_preface().await,
+        }
         None
     }
 
@@ -108,21 +122,26 @@ impl ServerApp for Listener {
     }
 }
 
-/// What one HTTP/2 connection may cost. Pingora adds: 32 malformed requests end it.
-pub fn http2_options(http2: &Http2) -> H2Options {
-    let to_u32 = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
-    let to_usize = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
-    let mut options = default_h2_options();
-    options
-        .max_concurrent_streams(http2.streams)
-        .initial_window_size(to_u32(http2.stream_window))
-        .initial_connection_window_size(to_u32(http2.connection_window))
-        .max_send_buffer_size(to_usize(http2.send_buffer))
-        .max_header_list_size(to_u32(http2.header_list))
-        .header_table_size(to_u32(http2.header_table))
-        .max_pending_accept_reset_streams(to_usize(http2.resets.into()))
-        .max_local_error_reset_streams(Some(to_usize(http2.error_resets.into())));
-    options
+/// Bytes that have moved, so that nobody who moves some is taken for one that is gone.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+impl Traffic {
+    /// How many were read from the client, and how many its socket has taken.
+    pub(super) fn moved(&self) -> (u64, u64) {
+        (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
+    }
+
+    /// What became of a write.
+    fn wrote(&self, write: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = write {
+            self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        write
+    }
 }
 
 /// What the hooks know of the connection that a request came by.
@@ -148,6 +167,7 @@ pub(super) struct Connection {
     http2: AtomicBool,
     /// What its inlet has let through.
     pub(super) heads: Arc<Heads>,
+    pub(super) traffic: Traffic,
 }
 
 impl Connection {
@@ -210,15 +230,38 @@ impl Guarded {
             target: ArcSwapOption::empty(),
             takeover: OnceLock::new(),
             heads,
+            traffic: Traffic::default(),
         });
         // Pingora carries this digest to every request: it is how the hooks find the connection.
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
         let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&connection));
         let digest = Arc::new(ProxyDigest::new(Box::new(answer), Some(user_data)));
-        // Without it a slow client costs more, and nothing else is different.
-        let _ = socket::keep_little(connection.socket);
+        // Without it a slow client costs more, and one that is gone is noticed late.
+        let _ = socket::settle(connection.socket, terms.gone);
         let stream = Paced::new(stream, connection.socket, terms.answer);
         Self { client: Some(Client { stream, place }), connection, digest, inlet }
+    }
+
+    /// What the client speaks: agreed on with TLS, or seen by its first bytes.
+    async fn speaks(&mut self) -> io::Result<Speaks> {
+        if self.get_ssl_digest().is_some() {
+            let is_http2 = self.connection.is_http2();
+            return Ok(if is_http2 { Speaks::Http2 } else { Speaks::Http1 });
+        }
+        let client = self.client.as_mut().expect("only the drop takes it");
+        let speaks = self.inlet.peek(&mut client.stream.stream).await?;
+        self.connection.http2.store(speaks == Speaks::Http2, Ordering::Relaxed);
+        Ok(speaks)
+    }
+
+    /// Says in HTTP/2 that this was none.
+    async fn refuse_preface(&mut self) {
+        let stream = self.stream();
+        // Heard or not, it is over.
+        if stream.write_all(http2::BAD_PREFACE).await.is_ok() {
+            let _ = AsyncWriteExt::shutdown(stream).await;
+            inlet::linger(stream).await;
+        }
     }
 
     fn paced(&mut self) -> &mut Paced<Stream> {
@@ -250,19 +293,15 @@ impl AsyncRead for Guarded {
         }
         let in_request = this.connection.in_request.load(Ordering::Relaxed);
         let client = this.client.as_mut().expect("only the drop takes it");
-        this.inlet.poll_read(cx, &mut client.stream.stream, in_request, buf)
+        let before = buf.filled().len();
+        let read = this.inlet.poll_read(cx, &mut client.stream.stream, in_request, buf);
+        let came = buf.filled().len() - before;
+        this.connection.traffic.read.fetch_add(came as u64, Ordering::Relaxed);
+        read
     }
 }
 
-#[async_trait]
-impl Peek for Guarded {
-    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        let client = self.client.as_mut().expect("only the drop takes it");
-        let is_http2 = self.inlet.peek(&mut client.stream.stream, buf).await?;
-        self.connection.http2.store(is_http2, Ordering::Relaxed);
-        Ok(true)
-    }
-}
+impl Peek for Guarded {}
 
 impl AsyncWrite for Guarded {
     fn poll_write(
@@ -270,7 +309,8 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.paced()).poll_write(cx, buf)
+        let write = Pin::new(self.paced()).poll_write(cx, buf);
+        self.connection.traffic.wrote(write)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -289,7 +329,8 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.paced()).poll_write_vectored(cx, bufs)
+        let write = Pin::new(self.paced()).poll_write_vectored(cx, bufs);
+        self.connection.traffic.wrote(write)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -207,6 +207,25 @@ async fn codings_below_chunked_reach_the_instance_in_one_plain_line() {
     assert!(seen.ends_with("2\r\nhi\r\n0\r\n\r\n"), "{seen}");
 }
 
+/// Pingora refuses these by itself with an empty 400 that nothing counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_must_be_encoded_is_refused_in_words_and_what_browsers_send_goes_on() {
+    let edge = recording("");
+    for (count, target) in (1..).zip(["/<b>", "/a`b", "/?q=<b>", "/?q=\"x\""]) {
+        let request = get("").replace("/whoami", target);
+        let said = answers(&edge, &request).await;
+        assert!(said.starts_with("HTTP/1.1 400 "), "{target}: {said}");
+        assert!(said.to_lowercase().contains("x-request-id: "), "{target}: {said}");
+        assert!(said.contains("must be percent-encoded"), "{target}: {said}");
+        assert_eq!(edge.metric(&["dormouse_refused_total", "bad_request"]), f64::from(count));
+    }
+    assert_eq!(edge.starts(HOST), 0, "none of them wakes");
+    let target = "/{a}|\"b\"^\\?q=`{x}`|^";
+    let said = answers(&edge, &get("Connection: close\r\n").replace("/whoami", target)).await;
+    assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
+    assert!(seen(&edge).starts_with(&format!("GET {target} HTTP/1.1\r\n")), "{}", seen(&edge));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn http2_keeps_to_the_same_rules() {
     let edge = recording("[http2]\nheader_list = \"128KiB\"\n");

@@ -191,10 +191,22 @@ async fn a_request_of_fewer_bytes_than_an_http2_preface_is_answered() {
     wire.send(b" HTTP/1.0\r\n").await;
     wire.send(b"\r\n").await;
     assert!(wire.rest().await.contains(" 400 "));
-    // What begins like a preface and is none.
-    let mut wire = Wire::sent(edge.http, b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n").await;
-    assert!(!wire.rest().await.contains(" 200 "));
     assert_eq!(edge.starts("alice.test"), 0);
+}
+
+/// What begins like a preface of HTTP/2 gets HTTP/2: a GOAWAY with PROTOCOL_ERROR.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_preface_gets_no_answer_of_http_1() {
+    let edge = edge("");
+    for bad in ["PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "PRI * HTTP/2.0\r\nHost: alice.test\r\n\r\n"] {
+        let mut wire = Wire::sent(edge.http, bad.as_bytes()).await;
+        let said = wire.rest().await;
+        let goaway = "\0\0\u{8}\u{7}\0\0\0\0\0\0\0\0\0\0\0\0\u{1}";
+        assert!(said.ends_with(goaway) && !said.contains("HTTP/1"), "{said:?}");
+    }
+    // Elsewhere it is a first line as wrong as others.
+    let mut wire = Wire::sent(edge.http, b"GET * HTTP/2.0\r\n\r\n").await;
+    assert!(wire.rest().await.starts_with("HTTP/1.1 505 "));
 }
 
 #[tokio::test(flavor = "multi_thread")]

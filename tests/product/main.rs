@@ -25,6 +25,7 @@ mod floods;
 mod fly;
 mod fly_public;
 mod framing;
+mod gone;
 mod grpc;
 mod guest;
 mod h2;
@@ -52,6 +53,7 @@ mod strict;
 mod support;
 mod timeouts;
 mod tls;
+mod uploads;
 mod upstream;
 mod visible;
 #[path = "../support/vm.rs"]

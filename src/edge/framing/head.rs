@@ -185,7 +185,8 @@ impl Head {
             return Err(Refusal::Target);
         }
         match target.first() {
-            Some(b'/') => return Ok(()),
+            Some(b'/') if is_encoded(target) => return Ok(()),
+            Some(b'/') => return Err(Refusal::Unencoded),
             Some(b'*') if target.len() == 1 && self.method == Method::Options => return Ok(()),
             _ => {}
         }
@@ -197,6 +198,9 @@ impl Head {
         let end = target[begin..].iter().position(is_end).map_or(target.len(), |at| begin + at);
         if begin == end || target[begin..end].contains(&b'@') {
             return Err(Refusal::Target);
+        }
+        if !is_encoded(&target[end..]) {
+            return Err(Refusal::Unencoded);
         }
         self.authority = Some((start + begin, start + end));
         Ok(())
@@ -292,6 +296,15 @@ impl Head {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a path and its query have no character that RFC 3986 wants percent-encoded and that
+/// Pingora reads in no form. What else should be and is not, as `|` and `{`, browsers send.
+pub(super) fn is_encoded(path: &[u8]) -> bool {
+    let path = &path[..memchr(b'#', path).unwrap_or(path.len())];
+    let (path, query) = path.split_at(memchr(b'?', path).unwrap_or(path.len()));
+    let has = |part: &[u8], any: &[u8]| part.iter().any(|byte| any.contains(byte));
+    !has(path, b"<>`") && !has(query, b"\"<>")
 }
 
 /// Why the name is none, or must not be.

@@ -251,6 +251,7 @@ struct PolicyView {
     sleep: Vec<RungView>,
     min_awake: String,
     wake_timeout: String,
+    boot_max: String,
     held_max: u32,
 }
 
@@ -282,6 +283,7 @@ impl RouteView {
                 sleep: sleep.collect(),
                 min_awake: format_duration(policy.min_awake).to_string(),
                 wake_timeout: format_duration(policy.wake_timeout).to_string(),
+                boot_max: format_duration(policy.boot_max).to_string(),
                 held_max: policy.held_max,
             },
             limits: LimitsView { wakes, held, running, instances, when_full, running_now },

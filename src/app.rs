@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread,
+    time::SystemTime,
 };
 
 use anyhow::Context;
@@ -74,6 +75,7 @@ pub enum Error {
 /// Runs the edge until a signal ends it. With `upgrade` it takes the listening sockets over from
 /// the process that has the state folder, as soon as that gets SIGQUIT.
 pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
+    check_clock(SystemTime::now())?;
     let config = Arc::new(config);
     let mut lock = StateLock::open(&config.paths.state)?;
     let guard = guard(&config)?;
@@ -292,6 +294,12 @@ fn guard(config: &Config) -> anyhow::Result<Guard> {
     })
 }
 
+/// Before 1970 neither TLS nor HTTP has a date to tell, and what they are built on panics.
+fn check_clock(now: SystemTime) -> anyhow::Result<()> {
+    let wrong = "this machine's clock says that it is before 1970: set it, then start";
+    now.duration_since(SystemTime::UNIX_EPOCH).map(drop).map_err(|_| anyhow::anyhow!(wrong))
+}
+
 fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Result<Arc<Fleet>> {
     let mut engines: BTreeMap<Arc<str>, Arc<dyn Engine>> = BTreeMap::new();
     for (name, engine) in &config.engines {
@@ -308,11 +316,17 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
             .map(|(engine, limit)| (engine.as_str().into(), to_usize(*limit)))
             .collect(),
     };
-    let (planned, pooled) = (Arc::clone(table), Arc::clone(table));
+    let [planned, pooled, named] = std::array::from_fn(|_| Arc::clone(table));
     let planner = move |host: &str| planned.load().lookup(host).map(|route| route.plan(host));
     let fleet = Fleet::new(engines, to_usize(config.limits.starts), limits, Box::new(planner));
     let templates = move || pooled.load().iter().filter_map(|route| route.pool_plan()).collect();
+    let named = move || named.load().iter().filter_map(|route| route.named_host()).collect();
+    fleet.keep_named(Box::new(named));
     fleet.keep_learned(config.paths.state.join("learned.json"));
+    let generation = config.paths.state.join("generation");
+    fleet
+        .keep_generations(generation.clone())
+        .with_context(|| format!("cannot use {}", generation.display()))?;
     let claims = config.paths.state.join("spares");
     fleet
         .keep_pools(Box::new(templates), &claims)
@@ -372,4 +386,19 @@ fn edge_service(
 
 fn to_usize(limit: u32) -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_before_1970_is_told_and_any_other_is_good() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        check_clock(epoch).expect("1970 has begun");
+        let error = check_clock(epoch - Duration::from_secs(1)).expect_err("1969");
+        assert!(error.to_string().contains("before 1970"), "{error}");
+    }
 }

@@ -107,6 +107,8 @@ pub struct Started {
     pub address: Address,
     /// Which life it is.
     pub life: Life,
+    /// Whether it ran before the call, so far as the engine can tell.
+    pub ran_already: bool,
 }
 
 /// An instance as the engine sees it.

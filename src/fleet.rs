@@ -12,6 +12,7 @@ mod driver;
 mod evict;
 mod existing;
 mod gate;
+mod generations;
 mod held;
 mod learned;
 mod lease;
@@ -32,7 +33,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{runtime::Handle, sync::Notify};
@@ -58,6 +59,7 @@ use cell::{Cell, Core};
 use circuit::Circuit;
 use existing::Existing;
 use gate::{Gate, Outcome};
+use generations::Generations;
 use held::HeldPlaces;
 use learned::Learned;
 use pool::Pools;
@@ -69,6 +71,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Says what the session of a canonical host is made of; `None` when no route has it.
 pub type Planner = Box<dyn Fn(&str) -> Option<Plan> + Send + Sync>;
+
+/// Says which hosts have a route to what exists already, so that it may run before anybody asks.
+pub type Named = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// The limits that the fleet keeps.
 #[derive(Clone, Debug)]
@@ -178,8 +183,9 @@ pub struct Fleet {
     tasks: TaskTracker,
     runtime: OnceLock<Handle>,
     next_id: AtomicU64,
-    /// The highest generation of sessions that were forgotten, or the wall clock's milliseconds.
-    newest: AtomicU64,
+    generations: Generations,
+    /// Hosts of routes that name what exists already.
+    named: OnceLock<Named>,
     /// Cleared while another process may hold leases on the same instances: nothing sleeps then.
     may_sleep: AtomicBool,
     /// Told when it is set again.
@@ -214,7 +220,8 @@ impl Fleet {
             tasks: TaskTracker::new(),
             runtime: OnceLock::new(),
             next_id: AtomicU64::new(0),
-            newest: AtomicU64::new(millis_since_1970()),
+            generations: Generations::default(),
+            named: OnceLock::new(),
             may_sleep: AtomicBool::new(true),
             sleep_allowed: Notify::new(),
         })
@@ -237,7 +244,7 @@ impl Fleet {
                 None => {
                     // Before anything is made that outlives the request.
                     caller.may_wake()?;
-                    self.create(host, plan(), Depth::Removed, self.newest_generation())?
+                    self.create(host, plan(), Depth::Removed, self.generations.newest())?
                 }
             };
             if let Some(lease) = Lease::take(&cell, caller) {
@@ -274,9 +281,10 @@ impl Fleet {
     }
 
     /// The routes have changed: retires the sessions that none has any more, updates the others.
-    pub fn replan(&self) {
+    pub fn replan(self: &Arc<Self>) {
         let cells: Vec<_> = self.cells.pin().values().cloned().collect();
         self.look_after_pools();
+        self.look_for_named();
         for cell in cells.into_iter().filter(|cell| !cell.is_spare) {
             let plan = (self.planner)(cell.session.host());
             let revived = self.apply(&cell, "routes changed", |core, now, out| {
@@ -302,7 +310,7 @@ impl Fleet {
 
     /// Whether idle sessions may be put to sleep. Not while another process that shares the
     /// instances still serves requests.
-    pub fn set_may_sleep(&self, may: bool) {
+    pub fn set_may_sleep(self: &Arc<Self>, may: bool) {
         if may {
             self.refresh_claims();
         }
@@ -345,20 +353,28 @@ impl Fleet {
         }
     }
 
+    /// What is due for a session happens now, and not when its timer comes round.
+    fn look_at_clock(&self, cell: &Arc<Cell>) {
+        self.fire(cell, tokio::time::Instant::now().into_std());
+    }
+
     fn fire(&self, cell: &Arc<Cell>, at: Instant) {
         self.apply(cell, "timer", |core, now, out| {
             if core.timer_at == Some(at) {
                 core.timer_at = None;
             }
-            if !self.must_wait(core) {
+            if self.must_wait(core) {
+                core.machine.look(now, out);
+            } else {
                 core.machine.handle(Event::Timer, now, out);
             }
         });
     }
 
-    /// Whether its next timer would put an instance to sleep that another process may still use.
+    /// Whether its next timer could put an instance to sleep that another process may still use.
     fn must_wait(&self, core: &Core) -> bool {
-        let dozing = matches!(core.machine.state(), State::Idle { .. } | State::Asleep { .. });
+        let dozing = matches!(core.machine.state(), State::Idle { .. } | State::Asleep { .. })
+            || core.machine.is_found();
         dozing && !self.may_sleep.load(Ordering::Acquire)
     }
 
@@ -375,9 +391,11 @@ impl Fleet {
         let (from, slept) = (core.machine.state().name(), core.machine.depth());
         let mut out = Vec::new();
         let result = step(&mut core, now, &mut out);
-        let found = std::mem::take(&mut core.found);
         if let (Some(depth), State::Waking { .. }) = (slept, core.machine.state()) {
-            core.woken_from = (!found).then_some(depth);
+            core.woken_from = Some(depth);
+        }
+        if core.machine.is_found() {
+            core.woken_from = None;
         }
         for effect in out {
             self.carry_out(cell, &mut core, effect);
@@ -432,6 +450,7 @@ impl Fleet {
     fn carry_out(&self, cell: &Arc<Cell>, core: &mut Core, effect: Effect) {
         match effect {
             Effect::Start(generation) => {
+                self.generations.see(generation);
                 self.occupy(cell, core);
                 driver::start(self, cell, core, generation);
             }
@@ -447,6 +466,9 @@ impl Fleet {
                 }
                 cell.gate
                     .send_replace(Gate { generation, outcome: Outcome::Failed(failure, phase) });
+            }
+            Effect::Rejoin(generation) => {
+                cell.gate.send_replace(Gate { generation, outcome: Outcome::Over });
             }
         }
     }
@@ -527,7 +549,7 @@ impl Fleet {
             core.evicted = core.machine.is_blank(deepest) && core.machine.leases() == 0;
             if core.evicted {
                 // If it comes back, its lives are numbered on.
-                self.newest.fetch_max(core.machine.generation().0, Ordering::AcqRel);
+                self.generations.see(core.machine.generation());
             }
             core.evicted
         });
@@ -541,13 +563,6 @@ impl Fleet {
     fn deepest(&self, engine: &str) -> Depth {
         let port = self.engines.get(engine);
         port.and_then(|port| port.engine.depths().last().copied()).unwrap_or(Depth::Stopped)
-    }
-
-    /// Above every generation that a forgotten session had, and, by the wall clock, above those of
-    /// the processes before this one.
-    fn newest_generation(&self) -> Generation {
-        let millis = millis_since_1970();
-        Generation(self.newest.fetch_max(millis, Ordering::AcqRel).max(millis))
     }
 
     fn handle(&self) -> Handle {
@@ -569,11 +584,6 @@ fn tell_failed_wake(
     if !was_wanted {
         tracing::warn!(%session, %generation, engine, error, "wake failed");
     }
-}
-
-fn millis_since_1970() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX / 2)
 }
 
 impl fmt::Debug for Fleet {

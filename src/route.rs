@@ -130,6 +130,15 @@ impl Route {
         Some(plan)
     }
 
+    /// Its host, where that is one alone and what it names exists already.
+    pub fn named_host(&self) -> Option<String> {
+        let spec = &self.recipe.spec;
+        let names = spec.docker.container.is_some()
+            || spec.docker.label.is_some()
+            || spec.kubernetes.scale.is_some();
+        (names && self.host.captures().is_empty()).then(|| self.host.as_str().to_owned())
+    }
+
     fn plan_with(&self, host: &str, values: &[&str]) -> Plan {
         let fill = |text: &str, reserved: &[&str]| self.fill(text, values, reserved);
         let recipe = &*self.recipe;

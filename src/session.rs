@@ -178,8 +178,11 @@ pub struct Policy {
     pub ladder: Arc<[Rung]>,
     /// No sleep earlier than this after a wake: no flapping.
     pub min_awake: Duration,
-    /// A wake that is not ready by then has failed.
+    /// How long a request waits for its session; a wake that the engine has not begun by then has
+    /// failed.
     pub wake_timeout: Duration,
+    /// A wake that is not ready by then has failed, where that is longer.
+    pub boot_max: Duration,
     /// The most requests held at once for one session.
     pub held_max: u32,
 }
@@ -297,9 +300,13 @@ pub enum Event {
     Release(Generation),
     /// A lease of this generation that was no activity was given back.
     ReleaseIgnored(Generation),
+    /// The engine is at the start of this generation.
+    Begun(Generation),
+    /// What the engine was to start as this generation ran already.
+    RunsAlready(Generation),
     /// The instance of this generation is ready.
     Started(Endpoint),
-    /// The engine refused or failed to start it, or it never got ready.
+    /// The engine refused or failed to start it, or to say where it is.
     StartFailed(Generation, Failure),
     /// The sleep of this generation has ended; nothing of it runs.
     Stopped(Generation),
@@ -320,7 +327,7 @@ pub enum Event {
 /// What the machine wants done, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Start an instance of this generation; asked for once per generation.
+    /// Start an instance of this generation, or make ours what runs; asked for once per generation.
     Start(Generation),
     /// Put the instance of this generation, or what is left of an older one, to sleep; asked for
     /// again until it succeeds. A deeper sleep of a sleeper has a generation without a `Start`.
@@ -329,6 +336,9 @@ pub enum Effect {
     Open(Endpoint),
     /// Everybody who waits for this generation is told why it will not come.
     Fail(Generation, Failure),
+    /// Everybody who waits for this generation asks for the next one: this one is over, by no
+    /// failed wake.
+    Rejoin(Generation),
 }
 
 /// The answer to a request for a lease.
@@ -360,7 +370,7 @@ pub enum Refusal {
 /// Why a wake failed. What the engine said stays with the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Not ready within `wake.timeout`.
+    /// Not ready in time.
     Timeout,
     /// The engine could not do it now; it may later.
     EngineBusy,

@@ -118,7 +118,7 @@ impl Engine for Scripted {
         let life = Life::new(g.to_string());
         let before = self.running.lock().unwrap().insert(id.host().to_owned(), life.clone());
         assert_eq!(before, None, "two lives of {id}");
-        Ok(Started { address: Address::Unix("nowhere".into()), life })
+        Ok(Started { address: Address::Unix("nowhere".into()), life, ran_already: false })
     }
 
     async fn sleep(
@@ -178,6 +178,7 @@ fn plan() -> Plan {
             ladder: Arc::new([Rung { after: SECOND * 60, to: Depth::Stopped }]),
             min_awake: Duration::ZERO,
             wake_timeout: SECOND * 10,
+            boot_max: SECOND * 10,
             held_max: 1000,
         },
         probe: Probe::Engine,

@@ -13,7 +13,7 @@ use std::{
 
 use dormouse::session::{
     Admission, Depth, Effect, Endpoint, Event, Failure, Generation, Refusal,
-    machine::{Asker, Session, SleepAnswer, State},
+    machine::{Asker, Session, SleepAnswer, State, Way},
 };
 use states::{Sample, endpoint, policy, samples};
 
@@ -45,9 +45,11 @@ enum Input {
 }
 
 /// The messages that carry a generation.
-const MESSAGES: [&str; 7] = [
+const MESSAGES: [&str; 9] = [
     "Release",
     "ReleaseIgnored",
+    "Begun",
+    "RunsAlready",
     "Started",
     "StartFailed",
     "Stopped",
@@ -137,8 +139,10 @@ fn message(kind: &str, generation: Generation) -> Event {
     match kind {
         "Release" => Event::Release(generation),
         "ReleaseIgnored" => Event::ReleaseIgnored(generation),
+        "Begun" => Event::Begun(generation),
+        "RunsAlready" => Event::RunsAlready(generation),
         "Started" => Event::Started(endpoint(generation)),
-        "StartFailed" => Event::StartFailed(generation, Failure::EngineBusy),
+        "StartFailed" => Event::StartFailed(generation, Failure::EngineRefused),
         "Stopped" => Event::Stopped(generation),
         "StopFailed" => Event::StopFailed(generation),
         "Lost(suspended)" => Event::Lost(generation, Depth::Suspended),
@@ -187,6 +191,7 @@ impl Outcome {
             Effect::Open(Endpoint { generation, .. }) => {
                 format!("`Open({})`", relative(*generation))
             }
+            Effect::Rejoin(g) => format!("`Rejoin({})`", relative(*g)),
             Effect::Fail(g, failure) => format!("`Fail({}, {failure:?})`", relative(*g)),
         };
         self.out.iter().map(tell).collect()
@@ -240,9 +245,17 @@ fn tell(session: &Session, now: Instant) -> String {
             let not_before = maybe(*not_before);
             write!(text, " {depth} idle_since={} not_before={not_before}", from_now(*idle_since))
         }
-        State::Waking { leases, deadline } => {
-            write!(text, " leases={leases} deadline={}", maybe(*deadline))
+        State::Waking { leases, way: Way::Boot { began, deadline, resumes } } => {
+            let (began, deadline) = (from_now(*began), maybe(*deadline));
+            write!(text, " leases={leases} began={began} deadline={deadline} resumes={resumes}")
         }
+        State::Waking { leases, way: Way::Found { at, since, look_at, attempts } } => write!(
+            text,
+            " leases={leases} found={} since={} look_at={} attempts={attempts}",
+            from_now(*at),
+            from_now(*since),
+            maybe(*look_at)
+        ),
         State::Awake { endpoint, woke_at, leases, ignored, since } => {
             assert_eq!(endpoint.generation, session.generation());
             let (woke_at, since) = (from_now(*woke_at), from_now(*since));

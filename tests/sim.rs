@@ -20,7 +20,7 @@ use std::{
 
 use dormouse::session::{
     Address, Admission, Depth, Effect, Endpoint, Event, Failure, Generation, Policy, Refusal, Rung,
-    machine::{Asker, Session, SleepAnswer, State},
+    machine::{Asker, Session, SleepAnswer, State, Way},
 };
 use engine::{Engine, Rng};
 use notes::{Note, Notes, What};
@@ -33,6 +33,8 @@ const SEEDS: u64 = 5000;
 enum Message {
     /// The engine gets to a start.
     Start(Generation),
+    /// The driver looks whether what was found still runs, and asks the engine where it is.
+    Reach(Generation),
     /// The engine gets to a stop.
     Stop(Generation, Depth),
     /// The engine's answer arrives; the call has ended.
@@ -68,6 +70,8 @@ struct World {
     started: BTreeSet<Generation>,
     /// Generations whose instance ended by itself.
     dead: BTreeSet<Generation>,
+    /// Generations that ran before anybody here asked for them.
+    found: BTreeSet<Generation>,
     policy: Policy,
     /// What the last operator was promised, until a wake.
     promised: Option<Depth>,
@@ -87,16 +91,18 @@ fn policy(edition: u64) -> Policy {
     let rung = |after, to| Rung { after: seconds(after), to };
     let deep = [rung(20, Depth::Paused), rung(60, Depth::Stopped), rung(300, Depth::Removed)];
     let hasty = [rung(2, Depth::Stopped), rung(4, Depth::Removed)];
-    let (ladder, min_awake, wake_timeout, held_max): (&[Rung], _, _, _) = match edition {
-        0 => (&deep, 30, 20, 8),
-        1 => (&deep[..2], 0, 5, 3),
-        2 => (&hasty, 0, 10, 8),
-        _ => (&deep[1..], 90, 40, 16),
+    let (ladder, min_awake, wake_timeout, boot_max, held_max): (&[Rung], _, _, _, _) = match edition
+    {
+        0 => (&deep, 30, 20, 60, 8),
+        1 => (&deep[..2], 0, 5, 0, 3),
+        2 => (&hasty, 0, 10, 30, 8),
+        _ => (&deep[1..], 90, 40, 300, 16),
     };
     Policy {
         ladder: ladder.into(),
         min_awake: seconds(min_awake),
         wake_timeout: seconds(wake_timeout),
+        boot_max: seconds(boot_max),
         held_max,
     }
 }
@@ -116,6 +122,7 @@ impl World {
             leases: Vec::new(),
             started: BTreeSet::new(),
             dead: BTreeSet::new(),
+            found: BTreeSet::new(),
             policy,
             promised: None,
             cooling: None,
@@ -168,7 +175,9 @@ impl World {
         };
         let void = match &event {
             Event::Started(endpoint) => endpoint.generation != current,
-            Event::StartFailed(g, _)
+            Event::Begun(g)
+            | Event::RunsAlready(g)
+            | Event::StartFailed(g, _)
             | Event::Stopped(g)
             | Event::StopFailed(g)
             | Event::Lost(g, _) => *g != current,
@@ -182,7 +191,18 @@ impl World {
             self.promised = None;
         }
         let before = void.then(|| format!("{:?}", self.session));
-        if !void && matches!(event, Event::Release(_) | Event::Started(_)) {
+        let boots = !self.session.is_found();
+        let active = match event {
+            Event::Release(_) => true,
+            // What was found was idle before it was ready.
+            Event::Started(_) => boots || 0 < self.session.leases(),
+            Event::RunsAlready(_) => boots,
+            Event::Found | Event::StartFailed(..) => {
+                !self.session.is_retired() && (boots || 0 < self.session.leases())
+            }
+            _ => false,
+        };
+        if !void && active {
             self.active_at = self.now;
         }
         let mut effects = Vec::new();
@@ -273,7 +293,9 @@ impl World {
         let current = self.session.generation().0;
         let other = if self.rng.percent(70) { self.rng.below(current.max(1)) } else { current + 7 };
         let generation = Generation(other);
-        let event = match self.rng.below(7) {
+        let event = match self.rng.below(9) {
+            6 => Event::Begun(generation),
+            7 => Event::RunsAlready(generation),
             5 if self.leases.iter().all(|(g, _)| *g != generation) => {
                 Event::ReleaseIgnored(generation)
             }
@@ -290,9 +312,26 @@ impl World {
 
     /// What the driver would do.
     fn carry_out(&mut self, what: What, effects: Vec<Effect>) {
+        // All that may end what was merely found, besides its own death.
+        let may_end = match &what {
+            What::Sleep(..) | What::Event(Event::Retire | Event::Evict | Event::Timer) => true,
+            What::Event(Event::Release(_) | Event::ReleaseIgnored(_)) => self.session.is_retired(),
+            _ => false,
+        };
+        let timed_out = effects.iter().any(|effect| {
+            matches!(effect, Effect::Fail(g, _)
+            if self.found.contains(g) && matches!(what, What::Event(Event::Timer)))
+        });
+        assert!(!timed_out, "what was merely found has a deadline");
         self.note(what, effects.clone());
         for effect in effects {
             match effect {
+                Effect::Start(g) if self.session.is_found() => {
+                    assert!(self.started.insert(g), "{g} is started twice");
+                    self.found.insert(g);
+                    self.calls += 1;
+                    self.send(0, 3_000, Message::Reach(g));
+                }
                 Effect::Start(g) => {
                     assert!(self.started.insert(g), "{g} is started twice");
                     let ours = self.engine.runs() && !self.engine.foreign;
@@ -304,14 +343,39 @@ impl World {
                 Effect::Stop(g, to) => {
                     let used = self.uses(g);
                     assert!(!used || self.dead.contains(&g), "{g} is stopped under a lease");
+                    let may = !self.found.contains(&g) || self.dead.contains(&g) || may_end;
+                    assert!(may, "{g} was merely found, and is stopped");
                     self.calls += 1;
                     self.send(100, 8_000, Message::Stop(g, to));
                 }
                 Effect::Open(endpoint) => self.answer(endpoint.generation, Phase::Ready),
                 Effect::Fail(g, _) => self.answer(g, Phase::Failed),
+                Effect::Rejoin(g) => self.rejoin(g),
             }
         }
         self.check();
+    }
+
+    /// Those who waited for a life that is over ask for the next one, before they let go.
+    fn rejoin(&mut self, generation: Generation) {
+        let all = self.leases.len();
+        self.leases.retain(|lease| *lease != (generation, Phase::Waits));
+        for _ in self.leases.len()..all {
+            let mut effects = Vec::new();
+            let admission = self.session.acquire(Asker::Client, self.now, &mut effects);
+            assert_eq!(effects, [], "it is being stopped");
+            match admission {
+                Admission::Wait(next) => {
+                    assert!(generation < next, "it waits for what is over");
+                    self.leases.push((next, Phase::Waits));
+                }
+                Admission::Refuse(Refusal::Full) => {}
+                admission => panic!("{admission:?} for one who was let in"),
+            }
+            let before = format!("{:?}", self.session);
+            self.session.handle(Event::Release(generation), self.now, &mut effects);
+            assert_eq!(before, format!("{:?}", self.session), "a late release counts");
+        }
     }
 
     /// Whether somebody has a ready lease on it, whatever it counts for.
@@ -356,6 +420,7 @@ impl World {
     fn arrive(&mut self, message: Message) {
         match message {
             Message::Start(g) => self.engine_starts(g),
+            Message::Reach(g) => self.engine_reaches(g),
             Message::Stop(g, to) => self.engine_stops(g, to),
             Message::Answer(event) => {
                 self.calls -= 1;
@@ -370,6 +435,8 @@ impl World {
     }
 
     fn engine_starts(&mut self, generation: Generation) {
+        self.event(Event::Begun(generation));
+        let ran_already = self.engine.runs();
         let refused = self.rng.percent(15);
         if refused || !self.engine.start(generation) {
             let mends = self.rng.percent(50);
@@ -378,9 +445,34 @@ impl World {
         }
         // The call has ended: until the probe succeeds, the instance can already be found dead.
         self.calls -= 1;
-        if self.rng.percent(90) {
-            self.send(0, 3_000, Message::Again(Event::Started(endpoint(generation))));
+        if ran_already && self.session.generation() == generation {
+            self.found.insert(generation);
+            self.event(Event::RunsAlready(generation));
         }
+        self.probe(generation);
+    }
+
+    fn engine_reaches(&mut self, generation: Generation) {
+        if let Some(depth) = self.engine.asleep {
+            return self.send(0, 50, Message::Answer(Event::Lost(generation, depth)));
+        }
+        let refused = self.rng.percent(30);
+        if refused || !self.engine.start(generation) {
+            let failed = Event::StartFailed(generation, Failure::EngineBusy);
+            return self.send(0, 50, Message::Answer(failed));
+        }
+        self.calls -= 1;
+        self.probe(generation);
+    }
+
+    /// It gets ready soon, late, or never.
+    fn probe(&mut self, generation: Generation) {
+        let most = match self.rng.below(10) {
+            0 => return,
+            1 => 100_000,
+            _ => 3_000,
+        };
+        self.send(0, most, Message::Again(Event::Started(endpoint(generation))));
     }
 
     fn engine_stops(&mut self, generation: Generation, to: Depth) {
@@ -403,6 +495,8 @@ impl World {
             State::Asleep { .. } if self.engine.runs() => self.event(Event::Found),
             State::Asleep { depth, .. } if Some(*depth) == self.engine.asleep => {}
             _ if self.engine.runs_as(current) => {}
+            // Whose life it is, is not known yet.
+            State::Waking { way: Way::Found { .. }, .. } if self.engine.runs() => {}
             _ => {
                 let found = self.engine.asleep.unwrap_or(Depth::Stopped);
                 self.event(Event::Lost(current, found));

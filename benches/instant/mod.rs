@@ -93,6 +93,7 @@ pub(crate) fn plan(after: Duration) -> Plan {
             ladder: Arc::new([Rung { after, to: Depth::Stopped }]),
             min_awake: Duration::ZERO,
             wake_timeout: Duration::from_secs(60),
+            boot_max: Duration::from_secs(60),
             held_max: 1000,
         },
         probe: Probe::Engine,

@@ -108,13 +108,22 @@ impl Problem {
     pub(super) fn of_hold(end: HoldEnd, last_error: Option<String>) -> Self {
         let (failure, phase) = match end {
             HoldEnd::Refused(refusal) => return Self::refused(refusal, last_error),
-            HoldEnd::TimedOut(phase) => (Failure::Timeout, phase),
+            HoldEnd::TimedOut(phase) => {
+                let phase = phase.as_str();
+                let detail = format!("not ready within wake.timeout: it is {phase}, and goes on");
+                return Self::new(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "wake_timeout",
+                    "Not ready yet",
+                    detail,
+                );
+            }
             HoldEnd::Failed(failure, phase) => (failure, phase),
         };
         let said = last_error.unwrap_or_else(|| "the engine did not say why".to_owned());
         let (status, reason, detail) = match failure {
             Failure::Timeout => {
-                let detail = format!("not ready within wake.timeout: it was {}", phase.as_str());
+                let detail = format!("not ready in time: it was {}", phase.as_str());
                 (StatusCode::GATEWAY_TIMEOUT, "wake_timeout", detail)
             }
             Failure::EngineBusy => (StatusCode::SERVICE_UNAVAILABLE, "wake_failed", said),

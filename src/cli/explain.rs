@@ -90,6 +90,7 @@ struct EnginePart {
 #[derive(Serialize)]
 struct WakePart {
     timeout: String,
+    boot_max: String,
     held_max: u32,
 }
 
@@ -273,6 +274,7 @@ impl Explanation {
             ready: ready(&plan.probe),
             wake: WakePart {
                 timeout: format_duration(policy.wake_timeout).to_string(),
+                boot_max: format_duration(policy.boot_max).to_string(),
                 held_max: policy.held_max,
             },
             limits,

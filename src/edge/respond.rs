@@ -61,6 +61,8 @@ pub(super) enum Answer {
     Refused(Refusal),
     /// The wake failed.
     WakeFailed(Failure, Phase),
+    /// `wake.timeout` is over, and the wake goes on.
+    StillWaking(Phase),
     /// The instance runs, but takes no connection.
     NotListening,
     /// The instance ended, or spoke nonsense, under the request.
@@ -77,7 +79,7 @@ impl Answer {
     pub(super) fn of_hold(end: HoldEnd) -> Self {
         match end {
             HoldEnd::Failed(failure, phase) => Self::WakeFailed(failure, phase),
-            HoldEnd::TimedOut(phase) => Self::WakeFailed(Failure::Timeout, phase),
+            HoldEnd::TimedOut(phase) => Self::StillWaking(phase),
             HoldEnd::Refused(refusal) => Self::Refused(refusal),
         }
     }
@@ -122,7 +124,7 @@ impl Answer {
                 Failure::EngineBusy | Failure::PutToSleep | Failure::StopFailing,
                 _,
             ) => 503,
-            Self::WakeFailed(Failure::Timeout, _) | Self::Silent => 504,
+            Self::WakeFailed(Failure::Timeout, _) | Self::StillWaking(_) | Self::Silent => 504,
         }
     }
 
@@ -168,7 +170,7 @@ impl Answer {
             Self::Refused(Refusal::StopFailing(_)) => "stop_failing",
             Self::Refused(Refusal::Retired) | Self::WakeFailed(Failure::Retired, _) => "retired",
             Self::Refused(Refusal::Busy) => "busy",
-            Self::WakeFailed(Failure::Timeout, _) => "wake_timeout",
+            Self::WakeFailed(Failure::Timeout, _) | Self::StillWaking(_) => "wake_timeout",
             Self::WakeFailed(_, _) => "wake_failed",
             Self::NotListening => "not_listening",
             Self::Broken => "broken",
@@ -191,7 +193,7 @@ impl Answer {
                 Refusal::RouteRunning | Refusal::RouteInstances | Refusal::EngineRunning,
             ) => Some(RUNNING_RETRY),
             Self::Ignored(503) => Some(IGNORED_RETRY),
-            Self::Refused(_) | Self::WakeFailed(..) | Self::Access(_) => {
+            Self::Refused(_) | Self::WakeFailed(..) | Self::StillWaking(_) | Self::Access(_) => {
                 matches!(self.status(), 503 | 504).then_some(one)
             }
             _ => None,
@@ -256,8 +258,14 @@ impl Answer {
                 ("No such host", "This session has been removed.")
             }
             Self::WakeFailed(Failure::Timeout, phase) => {
-                let detail = format!("It is {}. Try again in a moment.", phase.as_str());
+                let phase = phase.as_str();
+                let detail =
+                    format!("It was {phase} when its time was over. Try again: that begins anew.");
                 return ("The session did not start in time", detail);
+            }
+            Self::StillWaking(phase) => {
+                let detail = format!("It is {}. Try again in a moment.", phase.as_str());
+                return ("The session is not ready yet", detail);
             }
             Self::WakeFailed(Failure::EngineBusy | Failure::PutToSleep, _) => {
                 ("The session could not be started", "This may pass. Try again in a moment.")

@@ -135,14 +135,15 @@ impl Docker {
         generation: Generation,
     ) -> Result<Started, Error> {
         let template = Template { owner: &self.owner, session, spec, generation };
-        let mut booted = false;
+        let (mut booted, mut is_first_look) = (false, true);
         loop {
+            let ran_already = std::mem::take(&mut is_first_look);
             let Some(found) = self.find(session, spec).await? else {
                 self.create(&template).await?;
                 continue;
             };
             match found.status {
-                Status::Running => return found.started(spec),
+                Status::Running => return Ok(Started { ran_already, ..found.started(spec)? }),
                 Status::Paused => {
                     if self.client.unpause(&found.id).await? {
                         // Neither address nor life changed: no need to look again.

@@ -315,13 +315,13 @@ impl Shared {
         let mut record = folder.record().map_err(io)?.ok_or_else(lost)?;
         // One that was to be suspended when its edge died has its memory in a file, too.
         folder.forget_memory().map_err(io)?;
-        record.paused = false;
+        let ran_already = !std::mem::take(&mut record.paused);
         record.generation = record.generation.max(generation.0);
         // First: what moves without a record of it would be taken for asleep.
         folder.save(&record).map_err(io)?;
         Api::at(folder.file(API)).resume().await?;
         self.watch(folder, &record, None)?;
-        Ok(started(folder, &record))
+        Ok(Started { ran_already, ..started(folder, &record) })
     }
 
     /// From its own memory where there is one that fits, or a golden one, else from its disk.
@@ -558,5 +558,5 @@ fn started(folder: &Folder, record: &Record) -> Started {
         Some(address) => Address::Tcp(address),
         None => Address::Unix(upstream(folder, record).to_string_lossy().into()),
     };
-    Started { address, life: record.life() }
+    Started { address, life: record.life(), ran_already: false }
 }

@@ -207,15 +207,18 @@ impl Shared {
         generation: Generation,
         seen: &mut String,
     ) -> Result<Started, Error> {
+        let mut ran_already = true;
         loop {
             let Some(machine) = self.find(session).await? else {
                 self.create(session, spec, generation, seen).await?;
+                ran_already = false;
                 continue;
             };
+            ran_already &= matches!(machine.kind(), State::Started);
             *seen = format!("machine {} is `{}`", machine.id, machine.state);
             match machine.kind() {
                 State::Started => match self.address(&machine, spec).await?.zip(machine.life()) {
-                    Some((address, life)) => return Ok(Started { address, life }),
+                    Some((address, life)) => return Ok(Started { address, life, ran_already }),
                     None => sleep(SETTLE).await, // its address comes a moment later
                 },
                 State::Asleep(_) => {

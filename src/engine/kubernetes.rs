@@ -141,7 +141,7 @@ impl Kubernetes {
                     Status::Ending => {}
                     Status::Pending | Status::Running => {
                         if let Some(started) = found.started(template.spec) {
-                            return Ok(started);
+                            return Ok(Started { ran_already: !created, ..started });
                         }
                         if let Some(error) = found.stuck() {
                             return Err(error);

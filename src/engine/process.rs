@@ -229,6 +229,7 @@ impl Shared {
         generation: Generation,
         slot: &mut Slot,
     ) -> Result<Started, Error> {
+        let ran_already = !record.paused && motion != Motion::Stopped;
         let (was_paused, strays) = (record.paused, mem::take(&mut record.strays));
         record.generation = record.generation.max(generation.0);
         record.paused = false;
@@ -240,12 +241,13 @@ impl Shared {
             self.target(&record.session(), Some(record.leader)).resume().await?;
         }
         self.watch(&record, None, slot);
-        self.started(&record)
+        Ok(Started { ran_already, ..self.started(&record)? })
     }
 
     fn started(&self, record: &Record) -> Result<Started, Error> {
         let unread = || Error::Failed(format!("`{}` is not an address", record.address));
-        Ok(Started { address: record.address().ok_or_else(unread)?, life: record.life() })
+        let address = record.address().ok_or_else(unread)?;
+        Ok(Started { address, life: record.life(), ran_already: false })
     }
 
     async fn spawn(

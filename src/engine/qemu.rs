@@ -243,13 +243,13 @@ impl Shared {
         // One that was to be suspended when its edge died has its memory in a file, too.
         folder.forget_memory().map_err(io)?;
         let monitor = Monitor::open(&folder.file(MONITOR)).await?;
-        record.paused = false;
+        let ran_already = !std::mem::take(&mut record.paused);
         record.generation = record.generation.max(generation.0);
         // First: what moves without a record of it would be taken for asleep.
         folder.save(&record).map_err(io)?;
         monitor.resume().await?;
         self.watch(session, record.life(), folder.clone(), None);
-        Ok(started(&record))
+        Ok(Started { ran_already, ..started(&record) })
     }
 
     /// From its memory where there is one that fits, else from its disk.
@@ -468,5 +468,5 @@ impl Shared {
 fn started(record: &Record) -> Started {
     let forwarded = ([127, 0, 0, 1], record.port).into();
     let address = Address::Tcp(record.address.unwrap_or(forwarded));
-    Started { address, life: record.life() }
+    Started { address, life: record.life(), ran_already: false }
 }

@@ -3,10 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::join_all;
+use futures::{StreamExt, future::join_all, stream};
 use tokio::time::timeout;
 
-use super::{EnginePort, Fleet, cell::Placed, pool::is_spare};
+use super::{EnginePort, Fleet, Named, cell::Placed, pool::is_spare};
 use crate::{
     engine::{Instance, InstanceState},
     session::{Depth, Event, SessionId, Spec},
@@ -16,13 +16,19 @@ use crate::{
 const BOOT_MAX: Duration = Duration::from_secs(10);
 /// Tries to put an unrouted instance to sleep, with a second more between each.
 const TRIES_MAX: u32 = 5;
+/// Looks at once for what routes name.
+const LOOKS_MAX: usize = 8;
 
 impl Fleet {
     /// Adopts what every engine lists. An engine that does not answer in time is asked again as
     /// soon as its events come back.
     pub(super) async fn adopt_all(self: &Arc<Self>) {
         let adoptions = self.engines.values().map(async |port| {
-            if timeout(BOOT_MAX, self.adopt_listed(port, None)).await.is_err() {
+            let adopted = async {
+                self.adopt_listed(port, None).await;
+                self.adopt_named(port).await;
+            };
+            if timeout(BOOT_MAX, adopted).await.is_err() {
                 tracing::warn!(engine = &*port.name, "does not answer: going on without it");
             }
         });
@@ -40,6 +46,46 @@ impl Fleet {
                 self.adopt_instance(port, instance);
             }
         }
+    }
+
+    /// From now on, what exists already and these hosts name is looked for, too: no engine lists
+    /// what is not ours.
+    pub fn keep_named(&self, named: Named) {
+        let _ = self.named.set(named); // a second call changes nothing
+    }
+
+    /// The routes have changed: one may name what runs.
+    pub(super) fn look_for_named(self: &Arc<Self>) {
+        // Before the fleet runs, its start looks.
+        let Some(runtime) = self.runtime.get() else { return };
+        let fleet = Arc::clone(self);
+        let look = async move {
+            for port in fleet.engines.values() {
+                fleet.adopt_named(port).await;
+            }
+        };
+        self.tasks.spawn_on(look, runtime);
+    }
+
+    /// Adopts what the routes of one engine name and nobody has asked for yet.
+    pub(super) async fn adopt_named(self: &Arc<Self>, port: &EnginePort) {
+        let hosts = self.named.get().map_or_else(Vec::new, |named| named());
+        stream::iter(hosts)
+            .for_each_concurrent(LOOKS_MAX, |host| async move {
+                let plan = (self.planner)(&host).filter(|plan| plan.engine == port.name);
+                let Some(plan) = plan.filter(|_| !self.cells.pin().contains_key(&*host)) else {
+                    return;
+                };
+                let session = SessionId::new(host);
+                match port.engine.inspect(&session, &plan.spec).await {
+                    Ok(Some(instance)) => self.adopt_instance(port, instance),
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::debug!(%session, %error, "cannot look for what its route names");
+                    }
+                }
+            })
+            .await;
     }
 
     /// What one engine lists; `None` where it does not.
@@ -65,7 +111,7 @@ impl Fleet {
             self.retire_instance(port, instance);
             return;
         };
-        let last = self.newest_generation().max(instance.generation);
+        let last = self.generations.newest().max(instance.generation);
         let depth = match instance.state {
             InstanceState::Asleep(depth) => depth,
             InstanceState::Running(_) => Depth::Stopped,
@@ -77,10 +123,7 @@ impl Fleet {
         // Also where nothing changes: the ladder's next step gets its timer.
         self.apply(&cell, "adopted", |core, now, out| match instance.state {
             // A start returns what runs as it is; then the probe says whether it is ready.
-            InstanceState::Running(_) => {
-                core.found = true;
-                core.machine.handle(Event::Found, now, out);
-            }
+            InstanceState::Running(_) => core.machine.handle(Event::Found, now, out),
             // What sleeps with its memory was ready once.
             InstanceState::Asleep(depth) if depth < Depth::Stopped => {
                 let plan = Arc::clone(&core.plan);

@@ -24,7 +24,10 @@ use super::{
 };
 use crate::{
     engine::Life,
-    session::{Depth, Failure, Generation, Plan, SessionId, machine::Session},
+    session::{
+        Depth, Failure, Generation, Plan, SessionId,
+        machine::{Session, State},
+    },
 };
 
 /// Transitions remembered for one session.
@@ -72,6 +75,8 @@ pub(super) struct Core {
     pub(super) last_error: Option<String>,
     /// What the last look at an instance that is not ready saw, of the wake that is under way.
     pub(super) not_ready: Option<String>,
+    /// A hold for this life has ended in vain, and the operator was told.
+    pub(super) is_late: bool,
     /// How the wake that was under way has failed, until that is told.
     pub(super) wake_failed: Option<Failure>,
     pub(super) history: VecDeque<Moment>,
@@ -83,8 +88,6 @@ pub(super) struct Core {
     pub(super) evicted: bool,
     /// One of its route's instances that exist, while it has one.
     pub(super) exists: Option<Exists>,
-    /// It was found running: the next wake only makes that ours.
-    pub(super) found: bool,
     /// The depth that the latest wake began at; `None` where the instance was found running.
     pub(super) woken_from: Option<Depth>,
 }
@@ -173,13 +176,13 @@ impl Cell {
                 wake: CancellationToken::new(),
                 last_error: None,
                 not_ready: None,
+                is_late: false,
                 wake_failed: None,
                 history: VecDeque::new(),
                 look_again: false,
                 crowd: None,
                 evicted: false,
                 exists: None,
-                found: false,
                 woken_from: None,
             }),
         }
@@ -196,6 +199,24 @@ impl Cell {
             2 => Phase::Starting,
             3 => Phase::GettingReady,
             _ => Phase::Stopping,
+        }
+    }
+
+    /// A hold has ended and the wake goes on: what the operator hears of it, once a life.
+    pub(super) fn tell_late(&self, phase: Phase) {
+        let mut core = self.lock();
+        if !matches!(core.machine.state(), State::Waking { .. }) {
+            return;
+        }
+        let seen = core.not_ready.clone().filter(|_| phase == Phase::GettingReady);
+        let what = seen.unwrap_or_else(|| format!("it is {}", phase.as_str()));
+        let error = format!("not ready within wake.timeout: {what}");
+        let (session, generation) = (&self.session, core.machine.generation());
+        let told = std::mem::replace(&mut core.is_late, true);
+        core.last_error = Some(error.clone());
+        drop(core);
+        if !told {
+            tracing::warn!(%session, %generation, error, "wake is late");
         }
     }
 
@@ -238,8 +259,7 @@ impl Core {
             }
             Failure::Timeout => {
                 let what = seen.unwrap_or_else(|| format!("it was {}", phase.as_str()));
-                let within = self.plan.policy.wake_timeout;
-                format!("not ready within wake.timeout ({within:?}): {what}")
+                format!("not ready in time: {what}")
             }
             Failure::EngineRefused
             | Failure::EngineBusy

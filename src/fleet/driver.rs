@@ -20,7 +20,7 @@ use super::{
     turnstile::Turnstile,
 };
 use crate::{
-    engine::{self, Started},
+    engine::{self, Health, InstanceState, Started},
     metrics::METRICS,
     session::{Depth, Effect, Endpoint, Event, Failure, Generation, Plan, Probe},
 };
@@ -34,6 +34,7 @@ pub(super) fn start(fleet: &Fleet, cell: &Arc<Cell>, core: &mut Core, generation
     let plan = Arc::clone(&core.plan);
     let before = core.placed.replace(Placed { plan: Arc::clone(&plan), life: None, ready: false });
     core.wake = CancellationToken::new();
+    core.is_late = false;
     core.not_ready = None;
     let (done, tail) = oneshot::channel();
     let wake = Wake {
@@ -44,6 +45,7 @@ pub(super) fn start(fleet: &Fleet, cell: &Arc<Cell>, core: &mut Core, generation
         room: core.place.as_ref().map(Place::granted),
         cancel: core.wake.clone(),
         before,
+        is_found: core.machine.is_found(),
         turn: core.tail.replace(tail),
     };
     cell.set_phase(Phase::Queued);
@@ -124,20 +126,32 @@ struct Wake {
     cancel: CancellationToken,
     /// What was started last.
     before: Option<Placed>,
+    /// It was seen to run: nothing is to be started.
+    is_found: bool,
     /// Ends when the call before has ended.
     turn: Option<oneshot::Receiver<()>>,
+}
+
+/// How the call of a wake to its engine ended.
+enum Called {
+    /// There was none: the wake was called off.
+    Off,
+    /// There was none: what was seen to run does so no more, and sleeps as deep.
+    Gone(Depth),
+    Ended(Result<Started, engine::Error>),
 }
 
 impl Wake {
     async fn run(mut self, done: oneshot::Sender<()>) {
         wait_for(self.turn.take()).await;
         let mut times = WakeTimes::default();
-        let started = self.call_engine(&mut times).await;
+        let called = self.call_engine(&mut times).await;
         drop(done);
-        match &started {
-            None => {}
-            Some(Ok(started)) => self.get_ready(started, times).await,
-            Some(Err(error)) => self.failed(error),
+        match &called {
+            Called::Off => {}
+            Called::Gone(depth) => self.gone(*depth),
+            Called::Ended(Ok(started)) => self.get_ready(started, times).await,
+            Called::Ended(Err(error)) => self.failed(error),
         }
     }
 
@@ -154,35 +168,41 @@ impl Wake {
         port.starts.place(self.origin).await
     }
 
-    /// Waits for a place and calls the engine; `None` when cancelled before the call. A call that
-    /// has begun runs to its end, so that the stop behind it knows what there is to stop.
-    async fn call_engine(
-        &mut self,
-        times: &mut WakeTimes,
-    ) -> Option<Result<Started, engine::Error>> {
+    /// Waits for a place and calls the engine. A call that has begun runs to its end, so that the
+    /// stop behind it knows what there is to stop.
+    async fn call_engine(&mut self, times: &mut WakeTimes) -> Called {
         let cell = Arc::clone(&self.cell);
         let port = match port(&cell.fleet, &self.plan) {
             Ok(port) => port,
-            Err(error) => return Some(Err(error)),
+            Err(error) => return Called::Ended(Err(error)),
         };
         if let Err(error) = port.circuit.admit() {
-            return Some(Err(error));
+            return Called::Ended(Err(error));
         }
         let began = Instant::now();
         let _place = tokio::select! {
             biased;
-            () = self.cancel.cancelled() => return None,
+            () = self.cancel.cancelled() => return Called::Off,
             place = self.place(port) => place,
         };
         times.queued = began.elapsed();
         self.cell.set_phase(Phase::Starting);
+        self.tell(Event::Begun(self.generation), "engine");
         let called = Instant::now();
         // An edited route leaves it behind on another engine.
         let elsewhere = |old: &&Placed| old.plan.engine != self.plan.engine;
         if let Some(old) = self.before.as_ref().filter(elsewhere)
             && let Err(error) = put_to_sleep(&self.cell, old, Depth::Stopped).await
         {
-            return Some(Err(error));
+            return Called::Ended(Err(error));
+        }
+        if self.is_found {
+            match cell.fleet.inspect(&cell, &self.plan).await {
+                Ok(Some(InstanceState::Running(_))) => {}
+                Ok(Some(InstanceState::Asleep(depth))) => return Called::Gone(depth),
+                Ok(None) => return Called::Gone(cell.fleet.deepest(&self.plan.engine)),
+                Err(error) => return Called::Ended(Err(error)),
+            }
         }
         self.take_spare().await;
         let instance = cell.fleet.instance_of(&cell.session);
@@ -194,8 +214,23 @@ impl Wake {
             let life = Some(started.life.clone());
             let (plan, ready) = (Arc::clone(&self.plan), self.resumes(started));
             self.cell.lock().placed = Some(Placed { plan, life, ready });
+            if started.ran_already {
+                self.tell(Event::RunsAlready(self.generation), "it runs already");
+            }
         }
-        Some(started)
+        Called::Ended(started)
+    }
+
+    fn tell(&self, event: Event, cause: &'static str) {
+        let step = |core: &mut Core, now, out: &mut Vec<Effect>| {
+            core.machine.handle(event, now, out);
+        };
+        self.cell.fleet.apply(&self.cell, cause, step);
+    }
+
+    /// What was seen to run does so no more: it is no start that failed, and nothing was started.
+    fn gone(&self, depth: Depth) {
+        self.tell(Event::Lost(self.generation, depth), "found by the engine");
     }
 
     /// A session that has no instance takes one that was made ahead.
@@ -218,9 +253,7 @@ impl Wake {
         outside::look_again(&self.cell);
         let began = Instant::now();
         let probe = match &self.plan.probe {
-            // An engine may forget the health of what it pauses until its next check, which can be
-            // half a minute away: Docker does.
-            Probe::Engine if self.resumes(started) => &Probe::Tcp,
+            Probe::Engine if self.served_before(started).await => &Probe::Tcp,
             probe => probe,
         };
         let ready = probe::ready(&self.cell, &self.plan, probe, &started.address);
@@ -271,6 +304,18 @@ impl Wake {
         });
     }
 
+    /// Whether this life need not become healthy again. An engine may call unhealthy what it has
+    /// just thawed until its next check, which can be half a minute away: Docker does. What ran
+    /// before this edge knew of it may be such a one, and was served by the edge before.
+    async fn served_before(&self, started: &Started) -> bool {
+        if self.resumes(started) {
+            return true;
+        }
+        let state = self.cell.fleet.inspect(&self.cell, &self.plan);
+        (self.is_found || started.ran_already)
+            && matches!(state.await, Ok(Some(InstanceState::Running(Health::Unhealthy))))
+    }
+
     /// Whether this is a life that was ready before, and only lay still.
     fn resumes(&self, started: &Started) -> bool {
         let before = self.before.as_ref().filter(|before| before.ready);
@@ -279,6 +324,12 @@ impl Wake {
 
     fn failed(&self, error: &engine::Error) {
         let generation = self.generation;
+        if self.is_found {
+            // It runs as far as is known, and can be looked at.
+            self.cell.set_phase(Phase::GettingReady);
+            let session = &self.cell.session;
+            tracing::warn!(%session, %generation, %error, "what runs cannot be reached: asked again");
+        }
         let failure =
             if error.is_retryable() { Failure::EngineBusy } else { Failure::EngineRefused };
         self.cell.fleet.apply(&self.cell, "engine", |core, now, out| {

@@ -27,6 +27,8 @@ pub(super) enum Outcome {
     Open(Endpoint, WakeTimes, Turnstile),
     /// It will not come; what the session was busy with when that was known.
     Failed(Failure, Phase),
+    /// It will not come, and who waits for it asks for the next one.
+    Over,
 }
 
 /// A generation and what became of it.
@@ -43,7 +45,7 @@ pub(super) enum Passed {
     Open(Endpoint, WakeTimes, Turnstile),
     /// The awaited generation will not come.
     Failed(Failure, Phase),
-    /// The gate has moved on: the lease is for a life that is over.
+    /// The lease is for a life that is over.
     Over,
 }
 
@@ -62,7 +64,7 @@ impl Gate {
                     Passed::Open(endpoint.clone(), *times, turnstile.clone())
                 }
                 Outcome::Failed(failure, phase) => Passed::Failed(*failure, *phase),
-                Outcome::Shut => Passed::Over,
+                Outcome::Shut | Outcome::Over => Passed::Over,
             },
             Ok(_) | Err(_) => Passed::Over,
         }

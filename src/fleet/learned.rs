@@ -142,17 +142,23 @@ impl Fleet {
         loop {
             sleep(KEEP_EVERY).await;
             let fleet = Arc::clone(&self);
-            let kept = tokio::task::spawn_blocking(move || fleet.learned.keep()).await;
-            if let Ok(Err(error)) = kept {
-                tracing::warn!(%error, "cannot keep how long wakes took");
-            }
+            // One that panics is told of by the panic.
+            let _ = tokio::task::spawn_blocking(move || fleet.keep_learned_now()).await;
         }
     }
 
-    /// Keeps what was learned of late: the edge ends.
+    /// Generations go on above those of the edges before, which `file` bounds.
+    pub fn keep_generations(&self, file: PathBuf) -> io::Result<()> {
+        self.generations.open(file)
+    }
+
+    /// Keeps what was learned of late.
     pub fn keep_learned_now(&self) {
         if let Err(error) = self.learned.keep() {
             tracing::warn!(%error, "cannot keep how long wakes took");
+        }
+        if let Err(error) = self.generations.keep() {
+            tracing::warn!(%error, "cannot keep which generation is the newest");
         }
     }
 }

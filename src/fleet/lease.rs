@@ -237,7 +237,8 @@ impl Lease {
     /// Waits until the instance is ready, at most `wake.timeout`. Dropping the future, or the
     /// lease, gives the place back; the wake goes on.
     pub async fn ready(&mut self) -> Result<Endpoint, HoldEnd> {
-        for _ in 0..REACQUIRE_MAX {
+        let mut again = 0;
+        loop {
             if let Some(endpoint) = &self.endpoint {
                 return Ok(endpoint.clone());
             }
@@ -248,9 +249,13 @@ impl Lease {
                 Ok(passed) => passed,
                 Err(_) => {
                     let phase = self.cell.phase();
-                    // The wake ends by the same clock, and its cleaning up is another phase.
+                    // The wake may end by the same clock: whether it goes on is told truly.
+                    self.cell.fleet.look_at_clock(&self.cell);
                     let pass = Gate::pass(&mut hold.gate, self.generation);
-                    pass.now_or_never().ok_or(HoldEnd::TimedOut(phase))?
+                    pass.now_or_never().ok_or_else(|| {
+                        self.cell.tell_late(phase);
+                        HoldEnd::TimedOut(phase)
+                    })?
                 }
             };
             match passed {
@@ -261,8 +266,10 @@ impl Lease {
                     self.turn = turn;
                 }
                 Passed::Failed(failure, phase) => return Err(HoldEnd::Failed(failure, phase)),
-                Passed::Over => self.take_again()?,
+                Passed::Over if again < REACQUIRE_MAX => self.take_again()?,
+                Passed::Over => break,
             }
+            again += 1;
         }
         Err(HoldEnd::Refused(Refusal::Busy))
     }
@@ -277,10 +284,11 @@ impl Lease {
         self.endpoint = Some(endpoint);
     }
 
-    /// The life it waited for came and went before it looked: lease the next one, and keep
-    /// counting the wait from its beginning.
+    /// The life it waited for is over: lease the next one, and keep counting the wait from its
+    /// beginning.
     fn take_again(&mut self) -> Result<(), HoldEnd> {
-        let since = self.hold.as_ref().map(|hold| hold.since);
+        // Its place among the held is free for itself.
+        let since = self.hold.take().map(|hold| hold.since);
         // It was let in once.
         let caller = Caller { asker: self.asker, origin: self.origin, may_wake: None };
         let mut again = Self::take(&self.cell, caller)

@@ -91,6 +91,7 @@ async fn reconcile(fleet: &Arc<Fleet>, port: &EnginePort) {
     for instance in found.into_values() {
         fleet.adopt_instance(port, instance);
     }
+    fleet.adopt_named(port).await;
     fleet.release_gone(port, &instances).await;
 }
 
@@ -180,7 +181,6 @@ impl Sight {
             // What was seen may be about a life that has ended since.
             if look(cell, core) == self.before {
                 core.look_again |= matches!(self.before, Look::Running(_));
-                core.found = event == Event::Found;
                 core.machine.handle(event, now, out);
             }
         });

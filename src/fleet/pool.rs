@@ -24,12 +24,15 @@ use tokio::{
 
 use super::{
     EnginePort, Fleet,
-    cell::{Cell, Placed, most},
+    cell::{Cell, Core, Placed, most},
 };
 use crate::{
     engine::{Instance, InstanceState},
     metrics::METRICS,
-    session::{Depth, Event, Plan, SPARES, SessionId, machine::State},
+    session::{
+        Depth, Event, Plan, SPARES, SessionId,
+        machine::{Asker, State},
+    },
 };
 use claims::{Claim, Claims};
 
@@ -125,7 +128,20 @@ impl Pools {
 fn waits(cell: &Cell) -> bool {
     let core = cell.lock();
     let wanted = core.plan.pool.map(|pool| pool.depth);
-    matches!(core.machine.state(), State::Asleep { depth, .. } if Some(*depth) == wanted)
+    let is_asleep =
+        matches!(core.machine.state(), State::Asleep { depth, .. } if Some(*depth) == wanted);
+    is_asleep && was_ready(&core)
+}
+
+/// Whether it came to nothing: too deep asleep, or before it was ever ready.
+fn is_spoilt(cell: &Cell, wanted: Depth) -> bool {
+    let core = cell.lock();
+    let is_asleep = matches!(core.machine.state(), State::Asleep { .. });
+    core.machine.depth() > Some(wanted) || (is_asleep && !was_ready(&core))
+}
+
+fn was_ready(core: &Core) -> bool {
+    core.placed.as_ref().is_some_and(|placed| placed.ready)
 }
 
 /// The most memory that it may hold meanwhile, in bytes; `None` where its route sets no limit.
@@ -345,7 +361,7 @@ impl Fleet {
         let mut all = pools.lock();
         let spares = all.entry(Arc::clone(&plan.route)).or_default();
         let before = spares.cells.len();
-        self.drain(spares, |cell| cell.lock().machine.depth() > Some(pool.depth));
+        self.drain(spares, |cell| is_spoilt(cell, pool.depth));
         if spares.cells.len() < before {
             spares.not_before = Some(now + AFTER_FAILURE);
         }
@@ -360,7 +376,7 @@ impl Fleet {
 
     /// `None` where there is no room for one.
     fn make_spare(self: &Arc<Self>, plan: Plan) -> Option<Arc<Cell>> {
-        let (deepest, last) = (self.deepest(&plan.engine), self.newest_generation());
+        let (deepest, last) = (self.deepest(&plan.engine), self.generations.newest());
         let number = self.next_id.load(Ordering::Relaxed);
         // No other process has begun in the same millisecond with the same state.
         let name = format!("{:x}-{number:x}-{}", last.0, mark(&plan));
@@ -373,7 +389,9 @@ impl Fleet {
         };
         self.apply(&cell, "spare wanted", |core, now, out| {
             core.next_place = Some(place);
-            core.machine.handle(Event::Found, now, out);
+            // Nobody waits for it.
+            core.machine.acquire(Asker::Operator, now, out);
+            core.machine.handle(Event::Release(core.machine.generation()), now, out);
         });
         Some(cell)
     }
@@ -391,7 +409,7 @@ impl Fleet {
             InstanceState::Asleep(depth) => depth,
             InstanceState::Running(_) => Depth::Stopped,
         };
-        let last = self.newest_generation().max(instance.generation);
+        let last = self.generations.newest().max(instance.generation);
         let Ok(cell) = self.create(instance.session.host(), plan.clone(), depth, last) else {
             return false;
         };

@@ -185,6 +185,7 @@ impl Check<'_> {
             ladder: self.ladder(&idle, docker),
             min_awake: idle.min_awake.0,
             wake_timeout: wake.timeout.0,
+            boot_max: wake.boot_max.0,
             held_max: wake.held_max,
         }
     }

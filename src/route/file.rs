@@ -103,9 +103,12 @@ pub(crate) enum ProbeWord {
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct WakeTable {
-    /// How long a wake may take, from the first request until the instance is ready. Whoever is
-    /// held then gets 504, and the instance is cleaned up.
+    /// How long a request is held for its session; then it gets 504. An instance whose start has
+    /// begun goes on, and the next request joins its wake.
     pub(crate) timeout: DurationText,
+    /// How long a wake may take in all, where that is more than `timeout`: an instance that is not
+    /// ready by then is stopped. `"0s"`: no longer than `timeout`.
+    pub(crate) boot_max: DurationText,
     /// When a browser that waits gets the waiting page. Only `"never"` for now.
     pub(crate) page_after: PageAfter,
     /// The most requests held at once for one session; the next one gets 503.
@@ -321,9 +324,10 @@ impl Default for TlsWord {
 impl Default for WakeTable {
     fn default() -> Self {
         let timeout = DurationText(Duration::from_secs(30));
+        let boot_max = DurationText(Duration::from_secs(5 * 60));
         let ignore = IgnoreTable::default();
         let on = WakeOn::default();
-        Self { timeout, page_after: PageAfter::Never, held_max: 1000, on, ignore }
+        Self { timeout, boot_max, page_after: PageAfter::Never, held_max: 1000, on, ignore }
     }
 }
 

@@ -4,6 +4,8 @@
 //! Invariants, swept by `tests/sim.rs` over every step:
 //! - `Start` is asked for once per generation, and only when nothing older runs.
 //! - With a lease on a ready instance, nothing but its own death leads to `Stop`.
+//! - What was found running is stopped by idleness, an operator, its route or another session's
+//!   need, and never because it is not ready.
 //! - A message of another generation, and a timer that is early, change nothing.
 
 use std::{
@@ -15,108 +17,15 @@ use super::{
     Admission, Depth, Effect, Endpoint, Event, Failure, Generation, Policy, Refusal, Rung,
 };
 
+mod state;
+
+pub use state::{Asker, SleepAnswer, State, Way};
+
 /// The cooldown after the first failed wake, and the pause before the first retry of a stop;
 /// both double with every further failure.
 pub const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 /// The most that they grow to; also how long failures are remembered after a cooldown.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
-
-/// Where a session is in its life.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Nothing of ours runs.
-    Asleep {
-        /// How deep; `Removed` also for a session that never existed.
-        depth: Depth,
-        /// The end of the last activity: what the ladder counts from.
-        idle_since: Instant,
-        /// No wake before this, after a failed one.
-        not_before: Option<Instant>,
-    },
-    /// `Start` was asked for; leases wait at the gate.
-    Waking {
-        /// Held requests.
-        leases: u32,
-        /// When the wake has failed.
-        deadline: Option<Instant>,
-    },
-    /// In use.
-    Awake {
-        /// Where it listens.
-        endpoint: Endpoint,
-        /// When it got ready: what `min_awake` counts from.
-        woke_at: Instant,
-        /// Requests, streams and sockets that are open.
-        leases: NonZeroU32,
-        /// Those of them that are no activity.
-        ignored: u32,
-        /// The end of the last activity before: what idleness counts from when nobody but the
-        /// ignored comes.
-        since: Instant,
-    },
-    /// Ready, and nobody there.
-    Idle {
-        /// Where it listens.
-        endpoint: Endpoint,
-        /// When it got ready.
-        woke_at: Instant,
-        /// When the last lease was given back.
-        since: Instant,
-    },
-    /// The only door out of a generation.
-    Stopping {
-        /// The depth asked for.
-        to: Depth,
-        /// The end of the last activity.
-        idle_since: Instant,
-        /// When to ask again; `None` while the engine is at it.
-        retry_at: Option<Instant>,
-        /// How often the engine has failed at it.
-        attempts: u32,
-        /// Whether it ends a failed wake: a cooldown follows.
-        failed: bool,
-        /// The generation that the waiting leases belong to.
-        next: Generation,
-        /// Held requests for `next`.
-        leases: u32,
-    },
-}
-
-impl State {
-    /// The word used in logs, metrics and the admin API.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Asleep { .. } => "asleep",
-            Self::Waking { .. } => "waking",
-            Self::Awake { .. } => "awake",
-            Self::Idle { .. } => "idle",
-            Self::Stopping { .. } => "stopping",
-        }
-    }
-}
-
-/// Who asks for a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asker {
-    /// A client: waits out a cooldown.
-    Client,
-    /// An operator: ignores it.
-    Operator,
-    /// One that a route ignores: wakes nothing, waits for nothing, and is no activity. What is
-    /// awake does not sleep under it all the same.
-    Ignored,
-}
-
-/// The answer to an operator's wish to put a session to sleep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SleepAnswer {
-    /// It goes to sleep now.
-    Begun,
-    /// It is asleep that deep, or on its way.
-    Already,
-    /// So many leases hold it awake.
-    InUse(u32),
-}
 
 /// The machine.
 #[derive(Clone, Debug)]
@@ -199,9 +108,13 @@ impl Session {
 
     /// Since when nobody has used it, if it may make room for another one now.
     pub fn evictable(&self, now: Instant) -> Option<Instant> {
-        let State::Idle { woke_at, since, .. } = &self.state else { return None };
-        let earliest = woke_at.checked_add(self.policy.min_awake)?;
-        (earliest <= now).then_some(*since)
+        let (since, earliest) = self.unused()?;
+        (earliest <= now).then_some(since)
+    }
+
+    /// Whether it runs and is not ready, and is not being started.
+    pub fn is_found(&self) -> bool {
+        matches!(self.state, State::Waking { way: Way::Found { .. }, .. })
     }
 
     /// Its route has a new policy, or is back.
@@ -225,13 +138,18 @@ impl Session {
             State::Asleep { not_before: Some(at), .. } if patient && now < *at => {
                 Admission::Refuse(Refusal::CoolingDown(*at))
             }
-            State::Asleep { .. } => {
-                self.start(self.generation.next(), 1, now, out);
+            State::Asleep { depth, .. } => {
+                let depth = *depth;
+                self.generation = self.generation.next();
+                self.start(1, depth, now, out);
                 Admission::Wait(self.generation)
             }
             State::Waking { leases, .. } if held_max <= *leases => Admission::Refuse(Refusal::Full),
-            State::Waking { leases, .. } => {
+            State::Waking { leases, way } => {
                 *leases += 1;
+                if let Way::Found { look_at: Some(at), .. } = way {
+                    *at = (*at).min(now + BACKOFF_FIRST);
+                }
                 Admission::Wait(self.generation)
             }
             State::Awake { endpoint, leases, ignored: others, .. } => {
@@ -290,7 +208,9 @@ impl Session {
             // ## Asleep => Asleep | Waking | Stopping
             (State::Asleep { depth, .. }, Event::Lost(g, found)) if g == current => *depth = found,
             (State::Asleep { .. }, Event::Found) if !self.retired => {
-                self.start(current.next(), 0, now, out);
+                self.generation = current.next();
+                self.state = State::Waking { leases: 0, way: found(now) };
+                out.push(Effect::Start(self.generation));
             }
             (State::Asleep { .. }, Event::Timer) => self.asleep_timer(now, out),
             (State::Asleep { depth, .. }, Event::Retire) => {
@@ -300,30 +220,50 @@ impl Session {
                 }
             }
 
-            // ## Waking => Awake | Idle | Stopping
-            (State::Waking { leases, .. }, Event::Started(endpoint))
-                if endpoint.generation == current =>
+            // ## Waking => Waking | Awake | Idle | Stopping
+            (State::Waking { way: Way::Boot { began, deadline, .. }, .. }, Event::Begun(g))
+                if g == current =>
             {
-                self.failures = 0;
-                out.push(Effect::Open(endpoint.clone()));
-                self.state = match NonZeroU32::new(*leases) {
-                    Some(leases) => {
-                        State::Awake { endpoint, woke_at: now, leases, ignored: 0, since: now }
+                let most = self.policy.wake_timeout.max(self.policy.boot_max);
+                *deadline = began.checked_add(most);
+            }
+            (State::Waking { way: way @ Way::Boot { .. }, .. }, Event::RunsAlready(g))
+                if g == current =>
+            {
+                *way = found(now);
+            }
+            (State::Waking { .. }, Event::Started(endpoint)) if endpoint.generation == current => {
+                self.started(endpoint, now, out);
+            }
+            (State::Waking { way, .. }, Event::StartFailed(g, failure)) if g == current => {
+                match way {
+                    Way::Found { .. } => self.not_reached(failure, now, out),
+                    Way::Boot { resumes: true, .. } if failure == Failure::EngineRefused => {
+                        self.stop(Depth::Stopped, None, now, out);
                     }
-                    None => State::Idle { endpoint, woke_at: now, since: now },
-                };
+                    Way::Boot { .. } => self.stop(Depth::Stopped, Some(failure), now, out),
+                }
             }
-            (State::Waking { .. }, Event::StartFailed(g, failure)) if g == current => {
-                self.stop(Depth::Stopped, Some(failure), now, out);
-            }
-            (State::Waking { .. }, Event::Lost(g, _)) if g == current => {
-                self.stop(Depth::Stopped, Some(Failure::Died), now, out);
-            }
-            (State::Waking { deadline: Some(at), .. }, Event::Timer) if *at <= now => {
-                self.stop(Depth::Stopped, Some(Failure::Timeout), now, out);
-            }
-            (State::Waking { leases, .. }, Event::Release(g)) if g == current => {
+            (State::Waking { way, .. }, Event::Lost(g, depth)) if g == current => match way {
+                Way::Found { .. } => self.stop(depth, None, now, out),
+                Way::Boot { resumes: true, .. } => self.stop(Depth::Stopped, None, now, out),
+                Way::Boot { .. } => self.stop(Depth::Stopped, Some(Failure::Died), now, out),
+            },
+            (State::Waking { way, .. }, Event::Timer) => match way {
+                Way::Boot { deadline: Some(at), .. } if *at <= now => {
+                    self.stop(Depth::Stopped, Some(Failure::Timeout), now, out);
+                }
+                Way::Boot { .. } => {}
+                Way::Found { .. } => match self.due_rung(now) {
+                    Some(rung) => self.stop(rung.to, None, now, out),
+                    None => self.look(now, out),
+                },
+            },
+            (State::Waking { leases, way }, Event::Release(g)) if g == current => {
                 *leases = leases.saturating_sub(1);
+                if let Way::Found { since, .. } = way {
+                    *since = now;
+                }
             }
             (State::Waking { .. }, Event::Retire) => {
                 self.retired = true;
@@ -343,8 +283,8 @@ impl Session {
                 self.stop(found, None, now, out);
             }
 
-            // ## Idle => Stopping
-            (State::Idle { .. }, Event::Evict) => {
+            // ## Idle, and what was found => Stopping
+            (State::Idle { .. } | State::Waking { .. }, Event::Evict) => {
                 if self.evictable(now).is_some() {
                     self.stop(Depth::Stopped, None, now, out);
                 }
@@ -391,6 +331,8 @@ impl Session {
                 Event::Release(_)
                 | Event::ReleaseIgnored(_)
                 | Event::Evict
+                | Event::Begun(_)
+                | Event::RunsAlready(_)
                 | Event::Started(_)
                 | Event::StartFailed(..)
                 | Event::Stopped(_)
@@ -405,7 +347,11 @@ impl Session {
     /// When `Event::Timer` is next wanted. Earlier is harmless.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.state {
-            State::Waking { deadline, .. } => *deadline,
+            State::Waking { way: Way::Boot { deadline, .. }, .. } => *deadline,
+            State::Waking { way: Way::Found { look_at, .. }, .. } => {
+                let sleep = self.next_sleep().map(|(at, _)| at);
+                look_at.iter().copied().chain(sleep).min()
+            }
             State::Awake { .. } => None,
             State::Stopping { retry_at, .. } => *retry_at,
             State::Idle { .. } => self.next_sleep().map(|(at, _)| at),
@@ -420,30 +366,47 @@ impl Session {
     /// When the ladder will next be stepped down, and to which depth.
     pub fn next_sleep(&self) -> Option<(Instant, Depth)> {
         let (idle_since, earliest, above) = match &self.state {
-            State::Idle { woke_at, since, .. } => {
-                (*since, woke_at.checked_add(self.policy.min_awake)?, None)
-            }
             State::Asleep { depth, idle_since, not_before } => {
                 let earliest = not_before.map_or(Some(*idle_since), forgotten_at)?;
                 (*idle_since, earliest, Some(*depth))
             }
-            State::Waking { .. } | State::Awake { .. } | State::Stopping { .. } => return None,
+            _ => {
+                let (since, earliest) = self.unused()?;
+                (since, earliest, None)
+            }
         };
         let rung = self.policy.ladder.iter().find(|rung| above < Some(rung.to))?;
         Some((idle_since.checked_add(rung.after)?.max(earliest), rung.to))
     }
 
+    /// Since when nobody has used what runs, and when it may sleep at the earliest.
+    fn unused(&self) -> Option<(Instant, Instant)> {
+        let (since, from, least) = match &self.state {
+            State::Idle { woke_at, since, .. } => (since, woke_at, self.policy.min_awake),
+            State::Waking { leases: 0, way: Way::Found { at, since, .. } } => {
+                // It may be in the middle of a wake that an edge before this one began.
+                (since, at, self.policy.min_awake.max(self.policy.wake_timeout))
+            }
+            _ => return None,
+        };
+        Some((*since, from.checked_add(least)?))
+    }
+
     /// The deepest rung whose time has come.
     fn due_rung(&self, now: Instant) -> Option<Rung> {
         let (at, to) = self.next_sleep()?;
-        let (State::Idle { since: idle_since, .. } | State::Asleep { idle_since, .. }) =
-            &self.state
-        else {
-            return None;
-        };
-        let idle = now.saturating_duration_since(*idle_since);
+        let idle = now.saturating_duration_since(self.idle_since(now));
         let due = |rung: &&Rung| to <= rung.to && rung.after <= idle;
         self.policy.ladder.iter().rfind(due).copied().filter(|_| at <= now)
+    }
+
+    /// The end of the last activity.
+    fn idle_since(&self, now: Instant) -> Instant {
+        match &self.state {
+            State::Idle { since, .. } | State::Asleep { idle_since: since, .. } => *since,
+            State::Waking { leases: 0, way: Way::Found { since, .. } } => *since,
+            State::Waking { .. } | State::Awake { .. } | State::Stopping { .. } => now,
+        }
     }
 
     fn asleep_timer(&mut self, now: Instant, out: &mut Vec<Effect>) {
@@ -471,26 +434,71 @@ impl Session {
         }
     }
 
-    fn start(&mut self, generation: Generation, leases: u32, now: Instant, out: &mut Vec<Effect>) {
-        self.generation = generation;
+    /// Begins a wake from a sleep of `depth`.
+    fn start(&mut self, leases: u32, depth: Depth, now: Instant, out: &mut Vec<Effect>) {
         let deadline = now.checked_add(self.policy.wake_timeout);
-        self.state = State::Waking { leases, deadline };
-        out.push(Effect::Start(generation));
+        let way = Way::Boot { began: now, deadline, resumes: depth < Depth::Stopped };
+        self.state = State::Waking { leases, way };
+        out.push(Effect::Start(self.generation));
     }
 
-    /// Enters the one door. `failure` is told to those who wait for the wake that ends here.
+    /// What was waking is ready.
+    fn started(&mut self, endpoint: Endpoint, now: Instant, out: &mut Vec<Effect>) {
+        let State::Waking { leases, way } = &self.state else { return };
+        let (woke_at, since) = match way {
+            Way::Boot { .. } => (now, now),
+            Way::Found { at, since, .. } => (*at, *since),
+        };
+        self.failures = 0;
+        out.push(Effect::Open(endpoint.clone()));
+        self.state = match NonZeroU32::new(*leases) {
+            Some(leases) => State::Awake { endpoint, woke_at, leases, ignored: 0, since },
+            None => State::Idle { endpoint, woke_at, since },
+        };
+    }
+
+    /// The engine cannot say where what was found is: it stays, and is asked for again.
+    fn not_reached(&mut self, failure: Failure, now: Instant, out: &mut Vec<Effect>) {
+        let State::Waking { leases, way: Way::Found { since, look_at, attempts, .. } } =
+            &mut self.state
+        else {
+            return;
+        };
+        if 0 < std::mem::take(leases) {
+            out.push(Effect::Fail(self.generation, failure));
+            *since = now;
+        }
+        *attempts = attempts.saturating_add(1);
+        *look_at = now.checked_add(backoff(*attempts));
+        // The late release of a lease that was failed must be stale.
+        self.generation = self.generation.next();
+    }
+
+    /// Asks the engine again where what was found is, when it is time to: all of
+    /// [`Event::Timer`] that puts nothing to sleep.
+    pub fn look(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        if let State::Waking { way: Way::Found { look_at, .. }, .. } = &mut self.state
+            && look_at.is_some_and(|at| at <= now)
+        {
+            *look_at = None;
+            out.push(Effect::Start(self.generation));
+        }
+    }
+
+    /// Enters the one door. Those who wait for a wake that ends here are told why by `failure`;
+    /// without one they ask again.
     fn stop(&mut self, to: Depth, failure: Option<Failure>, now: Instant, out: &mut Vec<Effect>) {
-        let mut failed = false;
-        let idle_since = match (&self.state, failure) {
+        let idle_since = self.idle_since(now);
+        let failed = match (&self.state, failure) {
             (State::Waking { .. }, Some(failure)) => {
                 out.push(Effect::Fail(self.generation, failure));
-                failed = !matches!(failure, Failure::Retired | Failure::PutToSleep);
-                now
+                !matches!(failure, Failure::Retired | Failure::PutToSleep)
             }
-            (State::Idle { since: idle_since, .. } | State::Asleep { idle_since, .. }, _) => {
-                *idle_since
+            (State::Waking { leases: 1.., .. }, None) => {
+                out.push(Effect::Rejoin(self.generation));
+                false
             }
-            (State::Waking { .. } | State::Awake { .. } | State::Stopping { .. }, _) => now,
+            _ => false,
         };
         if let State::Asleep { .. } = self.state {
             // A deeper sleep has a number of its own: a late answer to the lighter one is stale.
@@ -515,7 +523,8 @@ impl Session {
         };
         let then = self.then.take();
         if 0 < leases {
-            self.start(next, leases, now, out);
+            self.generation = next;
+            self.start(leases, to, now, out);
             return;
         }
         // `next` may have moved past leases that were failed; their late releases must stay stale.
@@ -526,6 +535,11 @@ impl Session {
             self.stop(deeper, None, now, out);
         }
     }
+}
+
+/// What runs already.
+fn found(now: Instant) -> Way {
+    Way::Found { at: now, since: now, look_at: None, attempts: 0 }
 }
 
 /// Everybody who waits behind a stop is told why; who comes later leases another generation, so

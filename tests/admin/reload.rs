@@ -69,6 +69,7 @@ async fn routes_say_their_policy_and_no_secret() {
         "sleep": [{"after": "1h", "to": "stopped"}],
         "min_awake": "1s",
         "wake_timeout": "30s",
+        "boot_max": "5m",
         "held_max": 1000,
     });
     assert_eq!(route["policy"], policy);

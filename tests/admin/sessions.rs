@@ -95,7 +95,8 @@ async fn a_failed_wake_says_what_the_engine_said_and_may_be_tried_again_at_once(
 #[tokio::test]
 async fn a_wake_that_is_never_ready_ends_with_wake_timeout() {
     let bed = Bed::new().await;
-    let short = ROUTE.replace("30s", "300ms").replace("{session}", "slow");
+    let short =
+        ROUTE.replace("\"30s\"", "\"300ms\"\nboot_max = \"0s\"").replace("{session}", "slow");
     std::fs::write(bed.route_file("slow.toml"), short).unwrap();
     assert_eq!(ask(&bed, "POST /v1/reload").await.status, 200);
     bed.engine.hang();

@@ -129,9 +129,11 @@ impl Engine for Scripted {
         self.call(format!("start {id}")).await;
         match self.failures.lock().unwrap().pop() {
             Some(error) => Err(error),
-            None => {
-                Ok(Started { address: Address::Tcp(self.address), life: Life::new(g.to_string()) })
-            }
+            None => Ok(Started {
+                address: Address::Tcp(self.address),
+                life: Life::new(g.to_string()),
+                ran_already: false,
+            }),
         }
     }
 

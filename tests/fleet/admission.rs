@@ -370,7 +370,9 @@ impl Engine for Adopting {
     async fn start(&self, id: &SessionId, spec: &Spec, g: Generation) -> Result<Started, Error> {
         let known = self.0.running.lock().unwrap().get(id.host()).cloned();
         match known {
-            Some(life) => Ok(Started { address: Address::Unix("nowhere".into()), life }),
+            Some(life) => {
+                Ok(Started { address: Address::Unix("nowhere".into()), life, ran_already: false })
+            }
             None => self.0.start(id, spec, g).await,
         }
     }

@@ -80,7 +80,7 @@ impl Engine for Shelf {
             (Life::new(g.to_string()), awake)
         });
         *state = awake;
-        Ok(Started { address: self.address.clone(), life: life.clone() })
+        Ok(Started { address: self.address.clone(), life: life.clone(), ran_already: false })
     }
 
     async fn sleep(

@@ -24,6 +24,7 @@ mod floods;
 #[path = "../support/fly.rs"]
 mod fly;
 mod fly_public;
+mod found;
 mod framing;
 mod gone;
 mod grpc;

@@ -100,7 +100,7 @@ fn started(edge: &Edge) -> Option<String> {
 }
 
 /// SIGQUIT with a new process waiting; returns the old one, once the new one has the admin API.
-fn hand_over(edge: &mut Edge) -> std::process::Child {
+pub(crate) fn hand_over(edge: &mut Edge) -> std::process::Child {
     let before = started(edge).expect("the old one answers");
     let new = launch_next(edge);
     edge.signal(Signal::QUIT);

@@ -10,7 +10,7 @@ use crate::{
 fn route(command: &str, ready: &str) -> String {
     format!(
         "host = \"{{session}}.test\"\nengine = \"local\"\n[instance]\ncommand = {command}\n\
-         [ready]\n{ready}\n[wake]\ntimeout = \"1s\"\n"
+         [ready]\n{ready}\n[wake]\ntimeout = \"1s\"\nboot_max = \"0s\"\n"
     )
 }
 

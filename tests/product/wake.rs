@@ -101,7 +101,8 @@ async fn an_instance_that_listens_late_is_no_502() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_never_gets_ready_is_a_504_cleaned_up_and_cools_down() {
-    let route = witnessed("$(test -e broken && echo --never-ready)", "[wake]\ntimeout = \"3s\"\n");
+    let wake = "[wake]\ntimeout = \"3s\"\nboot_max = \"0s\"\n";
+    let route = witnessed("$(test -e broken && echo --never-ready)", wake);
     let mut edge = Setup::new().route("demo", &route).start();
     edge.announce("wake failed");
     fs::write(edge.path("broken"), "").expect("broken");
@@ -114,7 +115,8 @@ async fn an_instance_that_never_gets_ready_is_a_504_cleaned_up_and_cools_down() 
         assert_eq!(answer.headers()["retry-after"], "1");
         let problem: Value = answer.json().await.expect("JSON");
         assert_eq!(problem["type"], "urn:dormouse:wake_timeout");
-        assert!(problem["detail"].to_string().contains("getting ready"), "{problem}");
+        let detail = problem["detail"].to_string();
+        assert!(detail.contains("It was getting ready when its time was over"), "{problem}");
     }
     assert!(began.elapsed() < Duration::from_secs(21), "in time");
 

@@ -25,6 +25,7 @@ fn the_shortest_route_has_all_defaults() {
         ladder: [Rung { after: minutes(15), to: Depth::Stopped }].into(),
         min_awake: minutes(1),
         wake_timeout: Duration::from_secs(30),
+        boot_max: Duration::from_secs(300),
         held_max: 1000,
     };
     assert_eq!(plan.policy, expected);

@@ -23,6 +23,7 @@ pub(crate) fn policy() -> Policy {
             .into(),
         min_awake: Duration::from_secs(60),
         wake_timeout: Duration::from_secs(30),
+        boot_max: Duration::from_secs(300),
         held_max: 2,
     }
 }
@@ -84,6 +85,10 @@ fn paused() -> Life {
     later(stopping(), 1, Event::Stopped(G))
 }
 
+fn found() -> Life {
+    then(new(), Event::Found)
+}
+
 fn failed() -> Life {
     then(waking(), Event::StartFailed(G, Failure::EngineBusy))
 }
@@ -92,7 +97,7 @@ fn cooling() -> Life {
     then(failed(), Event::Stopped(G))
 }
 
-pub(crate) fn samples() -> [Sample; 28] {
+pub(crate) fn samples() -> [Sample; 34] {
     let sample = |name, make| Sample { name, make };
     [
         sample("asleep, never was", new),
@@ -106,7 +111,15 @@ pub(crate) fn samples() -> [Sample; 28] {
         sample("waking, one waits", waking),
         sample("waking, nobody waits", || then(waking(), Event::Release(G))),
         sample("waking, full", || ask(waking())),
-        sample("waking, found running", || then(new(), Event::Found)),
+        sample("waking, begun", || then(waking(), Event::Begun(G))),
+        sample("waking, from paused", || ask(paused())),
+        sample("found, nobody waits", found),
+        sample("found, one waits", || ask(found())),
+        sample("found, full", || ask(ask(found()))),
+        sample("found, for longer than it must be awake", || later(found(), 70, Event::Found)),
+        sample("found, its engine cannot say where", || {
+            then(found(), Event::StartFailed(G, Failure::EngineBusy))
+        }),
         sample("awake, one lease", awake),
         sample("awake, two leases", || ask(awake())),
         sample("awake, one lease that is ignored", || {

@@ -77,6 +77,12 @@ impl Notes {
                 What::Event(Event::Evict) => {
                     seen.insert(format!("Evict => {}", note.session.state().name()));
                 }
+                What::Event(Event::RunsAlready(_)) if note.session.is_found() => {
+                    seen.insert("RunsAlready".to_owned());
+                }
+                What::Event(Event::Timer) if note.session.is_found() => {
+                    seen.insert("Found: looked at again".to_owned());
+                }
                 What::Event(Event::Found) => {
                     seen.insert(format!("Found => {}", note.session.state().name()));
                 }
@@ -86,6 +92,7 @@ impl Notes {
                 match effect {
                     Effect::Stop(_, to) => drop(seen.insert(format!("Stop {to}"))),
                     Effect::Fail(_, failure) => drop(seen.insert(format!("{failure:?}"))),
+                    Effect::Rejoin(_) => drop(seen.insert("Rejoin".to_owned())),
                     Effect::Start(_) | Effect::Open(_) => {}
                 }
             }
@@ -111,6 +118,9 @@ pub(crate) const KINDS: &[&str] = &[
     "Begun",
     "Already",
     "InUse",
+    "Rejoin",
+    "RunsAlready",
+    "Found: looked at again",
     "Found => waking",
     "Found => asleep",
     "Stop paused",
@@ -124,6 +134,8 @@ fn word(event: &Event) -> String {
         Event::Started(endpoint) => format!("Started({})", endpoint.generation),
         Event::Release(g) => format!("Release({g})"),
         Event::ReleaseIgnored(g) => format!("ReleaseIgnored({g})"),
+        Event::Begun(g) => format!("Begun({g})"),
+        Event::RunsAlready(g) => format!("RunsAlready({g})"),
         Event::StartFailed(g, failure) => format!("StartFailed({g}, {failure:?})"),
         Event::Stopped(g) => format!("Stopped({g})"),
         Event::StopFailed(g) => format!("StopFailed({g})"),
@@ -137,6 +149,7 @@ fn effect(effect: &Effect) -> String {
         Effect::Start(g) => format!("Start({g})"),
         Effect::Stop(g, to) => format!("Stop({g}, {to})"),
         Effect::Open(endpoint) => format!("Open({})", endpoint.generation),
+        Effect::Rejoin(g) => format!("Rejoin({g})"),
         Effect::Fail(g, failure) => format!("Fail({g}, {failure:?})"),
     }
 }

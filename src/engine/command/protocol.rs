@@ -110,7 +110,8 @@ struct StartAnswer {
 pub(super) async fn started(printed: &[u8]) -> Result<Started, Error> {
     let StartAnswer { address, life } = read(Verb::Start, printed)?;
     let address = resolve(&address).await?;
-    Ok(Started { address, life: Life::new(life.unwrap_or_else(|| UNMARKED.to_owned())) })
+    let life = Life::new(life.unwrap_or_else(|| UNMARKED.to_owned()));
+    Ok(Started { address, life, ran_already: false })
 }
 
 async fn resolve(text: &str) -> Result<Address, Error> {

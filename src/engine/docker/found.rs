@@ -119,7 +119,9 @@ impl Found {
             None => self.own_address(spec.docker.network.as_deref()).map(|ip| (ip, port).into()),
         };
         match (address, &spec.docker.publish, &spec.docker.network) {
-            (Some(address), ..) => Ok(Started { address: Address::Tcp(address), life }),
+            (Some(address), ..) => {
+                Ok(Started { address: Address::Tcp(address), life, ran_already: false })
+            }
             (None, Some(_), _) => Err(Error::Invalid(format!(
                 "container `{}` does not publish its port {port}",
                 self.name

@@ -130,7 +130,7 @@ impl Found {
         }
         let ip: IpAddr = self.status()?.pod_ip.as_ref()?.parse().ok()?;
         let address = Address::Tcp(SocketAddr::new(ip, template::port(spec)));
-        Some(Started { address, life: self.life() })
+        Some(Started { address, life: self.life(), ran_already: false })
     }
 
     /// Why it will never run, as the kubelet says it; nothing for what it tries again.

@@ -46,7 +46,7 @@ impl Kubernetes {
         let (client, owner) = (Arc::clone(&self.client), self.owner.clone());
         let (wanted, of) = (reference.clone(), session.clone());
         let up = async move { up(&client, &owner, &wanted, &of, generation).await };
-        let workload = self.to_its_end(session, up).await?;
+        let (workload, ran_already) = self.to_its_end(session, up).await?;
         let mut pods = Watch::new(&self.client, &workload).await?;
         loop {
             match pods.next(&mut seen.trouble).await?.chosen() {
@@ -55,7 +55,8 @@ impl Kubernetes {
                         return Err(error);
                     }
                     if let Some(started) = pod.started(spec) {
-                        return Ok(Started { life: Mark::of(reference, Some(pod)), ..started });
+                        let life = Mark::of(reference, Some(pod));
+                        return Ok(Started { life, ran_already, ..started });
                     }
                     seen.pod = Some(pod.clone());
                 }
@@ -236,7 +237,7 @@ async fn up(
     reference: &Reference,
     session: &SessionId,
     generation: Generation,
-) -> Result<Workload, Error> {
+) -> Result<(Workload, bool), Error> {
     for _ in 0..TRIES_MAX {
         let Some(workload) = client.workload(reference).await? else {
             return Err(Error::Missing(format!(
@@ -250,7 +251,7 @@ async fn up(
         }
         let is_ours = workload.is_ours(owner, session);
         match (is_ours, workload.replicas) {
-            (true, 1..) => return Ok(workload),
+            (true, 1..) => return Ok((workload, true)),
             // Asleep it is anybody's: the marks of a route that is gone are in nobody's way.
             (false, 1..) if workload.is_marked() => {
                 let whose = workload.whose();
@@ -259,10 +260,11 @@ async fn up(
             _ => {}
         }
         let marked = client.mark(&workload, owner, Some((session, generation))).await?;
-        if let Some(marked) = marked
-            && (marked.replicas > 0 || client.scale(&marked, 1).await?)
-        {
-            return Ok(marked);
+        if let Some(marked) = marked {
+            let was_up = marked.replicas > 0;
+            if was_up || client.scale(&marked, 1).await? {
+                return Ok((marked, was_up));
+            }
         }
         sleep(SETTLE).await;
     }

@@ -4,6 +4,7 @@
 use super::*;
 use crate::session::Address;
 
+mod found;
 mod ignored;
 mod outside;
 mod sleeping;
@@ -28,6 +29,7 @@ fn policy() -> Policy {
             .into(),
         min_awake: seconds(60),
         wake_timeout: seconds(30),
+        boot_max: seconds(300),
         held_max: 3,
     }
 }

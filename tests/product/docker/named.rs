@@ -46,6 +46,35 @@ async fn a_container_that_exists_is_found_by_its_name_and_never_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_runs_and_a_route_names_is_adopted_though_nobody_comes() {
+    let rig = dockerd::shared();
+    let names = ["early", "late"].map(|name| format!("{name}-desk-{}", std::process::id()));
+    let made = names.each_ref().map(|name| {
+        Made::by(rig, &["run", "--detach", "--name", name, IMAGE], &["rm", "-f", name])
+    });
+    let route = |at: usize| {
+        format!(
+            "host = \"desk{at}.test\"\nengine = \"docker\"\n[instance.docker]\n\
+             container = \"{}\"\ngrace = \"1s\"\n[ready]\nprobe = \"http\"\n\
+             [idle]\nafter = \"1s\"\nmin_awake = \"0s\"\n",
+            names[at]
+        )
+    };
+    let mut yard = Yard::new(&route(0));
+    // There at the start; then one that comes with an edit.
+    for (at, name) in names.iter().enumerate() {
+        if 0 < at {
+            yard.edge.write_route("late", &route(at));
+        }
+        let crew = &yard.crew;
+        yard.edge.wait_until("it sleeps", |_| crew.field(name, ".State.Status") == "exited");
+        assert_eq!(yard.get(&format!("desk{at}.test"), "/").await.0, 200);
+    }
+    drop(yard);
+    drop(made);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_exists_is_found_by_its_label() {
     let rig = dockerd::shared();
     let name = format!("labelled-{}", std::process::id());

@@ -2,7 +2,8 @@
 
 use rustix::process::Signal;
 
-use super::{Yard, demo};
+use super::{Yard, demo, hello};
+use crate::dockerd;
 
 const LADDER: &str = "[idle]\nmin_awake = \"0s\"\nsleep = [{ after = \"1h\", to = \"paused\" }, \
                       { after = \"2h\", to = \"stopped\" }]\n";
@@ -80,4 +81,26 @@ async fn sigterm_leaves_containers_up() {
     yard.edge.spawn(&[]);
     let after = yard.whoami("alice.test").await;
     assert_eq!(before["started_unix_ms"], after["started_unix_ms"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_docker_calls_unhealthy_since_it_was_thawed_is_served_by_the_next_edge() {
+    // Healthy at its first check alone, as one is whose next check is half a minute away.
+    let check = "HEALTHCHECK --interval=100ms --retries=1000000 \
+                 CMD test ! -e /tmp/checked && touch /tmp/checked";
+    dockerd::shared().image("dormouse-test/thawed", &["--change", check]);
+    let wake = "[wake]\ntimeout = \"3s\"\nboot_max = \"0s\"\n";
+    let route = hello(wake).replace("probe = \"http\"", "probe = \"engine\"");
+    let mut yard = Yard::new(&route.replace(dockerd::IMAGE, "dormouse-test/thawed"));
+    assert_eq!(yard.get("alice.test", "/").await.0, 200);
+    yard.put_to_sleep("alice.test", "paused");
+    assert_eq!(yard.get("alice.test", "/").await.0, 200);
+    let name = yard.name("alice.test");
+    let life = |yard: &Yard<'_>| (yard.id("alice.test"), yard.field(&name, ".State.StartedAt"));
+    let before = life(&yard);
+    yard.edge.kill();
+    assert_eq!(yard.field(&name, ".State.Health.Status"), "unhealthy");
+    yard.edge.spawn(&[]);
+    assert_eq!(yard.get("alice.test", "/").await.0, 200);
+    assert_eq!(life(&yard), before);
 }

@@ -241,8 +241,8 @@ async fn an_instance_that_never_gets_healthy_is_given_up_in_time_and_cleaned_up(
     let check = "HEALTHCHECK --interval=100ms --retries=2 CMD false";
     dockerd::shared().image("dormouse-test/never-healthy", &["--change", check]);
     // Long enough for a busy daemon to start it: what is shown is that it gets no further.
-    let route =
-        hello("[wake]\ntimeout = \"10s\"\n").replace("probe = \"http\"", "probe = \"engine\"");
+    let wake = "[wake]\ntimeout = \"10s\"\nboot_max = \"0s\"\n";
+    let route = hello(wake).replace("probe = \"http\"", "probe = \"engine\"");
     let mut yard = Yard::new(&route.replace(dockerd::IMAGE, "dormouse-test/never-healthy"));
     yard.edge.announce("wake failed");
     let answer = client().get(yard.edge.url("alice.test", "/")).send().await.expect("an answer");

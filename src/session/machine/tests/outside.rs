@@ -182,6 +182,7 @@ fn durations_without_end_never_panic_and_never_come() {
         ladder: Arc::clone(&ladder),
         min_awake: Duration::MAX,
         wake_timeout: Duration::MAX,
+        boot_max: Duration::MAX,
         held_max: u32::MAX,
     };
     let mut life = Life::new(endless());

@@ -138,6 +138,10 @@ impl Revoked {
 
 fn stamp(file: &Path) -> io::Result<Option<Stamp>> {
     match fs::metadata(file) {
+        // To open a pipe would wait for somebody to write.
+        Ok(meta) if !meta.is_file() => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"))
+        }
         Ok(meta) => Ok(Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -1,6 +1,6 @@
 //! The certificates, as they are served. Never a key.
 
-use std::{path::PathBuf, sync::Arc, time::UNIX_EPOCH};
+use std::{sync::Arc, time::UNIX_EPOCH};
 
 use axum::{Json, extract::State};
 use serde::Serialize;
@@ -16,7 +16,7 @@ pub(super) struct CertsAnswer {
 
 #[derive(Serialize)]
 struct CertView {
-    file: PathBuf,
+    file: String,
     names: Vec<String>,
     /// In seconds since 1970.
     not_after: u64,
@@ -28,7 +28,7 @@ struct CertView {
 impl CertView {
     fn of(pair: &Pair) -> Self {
         Self {
-            file: pair.file.clone(),
+            file: pair.file.display().to_string(),
             names: pair.names.iter().map(ToString::to_string).collect(),
             not_after: pair.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             days_left: pair.days_left(),

@@ -53,9 +53,9 @@ struct Dev {
 /// `cert dev --json`.
 #[derive(Serialize)]
 struct Minted {
-    authority: PathBuf,
+    authority: String,
     new_authority: bool,
-    certificate: PathBuf,
+    certificate: String,
     new: bool,
     hosts: Vec<String>,
 }
@@ -77,9 +77,9 @@ impl Dev {
         let (authority, certificate) = (short(&minted.authority), short(&minted.file));
         if self.json {
             return print_json(&Minted {
-                authority: minted.authority,
+                authority: minted.authority.display().to_string(),
                 new_authority: minted.new_authority,
-                certificate: minted.file,
+                certificate: minted.file.display().to_string(),
                 new: minted.new,
                 hosts,
             });

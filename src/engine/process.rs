@@ -35,6 +35,7 @@ use tokio_util::{
 use self::{
     ends::Ends,
     family::{Family, Marked, Motion, ProcessId},
+    log::Output,
     record::{Folder, Record},
     signal::{Exit, Target},
     spawn::{Bind, Spawn},
@@ -198,6 +199,15 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Slot {
     watched: Option<ProcessId>,
+    /// Of the one that is watched.
+    output: Option<Arc<Output>>,
+}
+
+/// What is held for an instance that was just spawned.
+#[derive(Debug, Default)]
+struct Held {
+    port: Option<Port>,
+    output: Option<Output>,
 }
 
 impl Shared {
@@ -213,11 +223,11 @@ impl Shared {
             if let Some(motion) = record.motion(&self.boot) {
                 return self.wake(record, motion, generation, &mut slot).await;
             }
-            self.end(session, record.leader(&self.boot), Duration::ZERO).await?;
+            self.end(session, record.leader(&self.boot), Duration::ZERO, &mut slot).await?;
         }
         self.ends.forget(session);
-        let (record, port) = self.clone().spawn(session, spec, generation).await?;
-        self.watch(&record, port, &mut slot);
+        let (record, held) = self.clone().spawn(session, spec, generation).await?;
+        self.watch(&record, held, &mut slot);
         self.started(&record)
     }
 
@@ -240,7 +250,7 @@ impl Shared {
         } else if motion == Motion::Stopped {
             self.target(&record.session(), Some(record.leader)).resume().await?;
         }
-        self.watch(&record, None, slot);
+        self.watch(&record, Held::default(), slot);
         Ok(Started { ran_already, ..self.started(&record)? })
     }
 
@@ -255,33 +265,37 @@ impl Shared {
         session: &SessionId,
         spec: &Spec,
         generation: Generation,
-    ) -> Result<(Record, Option<Port>), Error> {
+    ) -> Result<(Record, Held), Error> {
         let (shared, of, spec) = (self.clone(), session.clone(), spec.clone());
         let spawned = tokio::task::spawn_blocking(move || {
             let bind = shared.bind(&of, spec.process.listen)?;
+            log::open(&shared.folder.log(&of)).map_err(|e| disk(&e))?;
+            let pipe = log::make_pipe(&shared.folder.pipe(&of)).map_err(|e| disk(&e))?;
+            // Before its writer begins: what is in a pipe goes when all that hold it have gone.
+            let output = shared.output(&of, spec.process.log_max).map_err(|e| disk(&e))?;
             let leader = Spawn {
                 session: &of,
                 spec: &spec,
                 generation,
                 owner: &shared.owner,
                 base: &shared.base,
-                log: &shared.folder.log(&of),
+                output: &pipe,
                 bind: &bind,
             }
             .run()?;
             let address = bind.address();
             let record = Record::new(&of, generation.0, leader, &shared.boot, address, &spec);
             let saved = shared.folder.save(&record).map_err(|e| disk(&e));
-            Ok((record, bind.into_port(), saved))
+            Ok((record, Held { port: bind.into_port(), output: Some(output) }, saved))
         });
-        let (record, port, saved) = spawned
+        let (record, held, saved) = spawned
             .await
             .unwrap_or_else(|e| Err(Error::Failed(format!("the runtime ends: {e}"))))?;
         if let Err(error) = saved {
             self.take_back(session, record.leader).await;
             return Err(error);
         }
-        Ok((record, port))
+        Ok((record, held))
     }
 
     /// Ends what was just spawned and has no record: only its leader's id finds all of it, because
@@ -316,9 +330,9 @@ impl Shared {
         to: Depth,
     ) -> Result<(), Error> {
         let slot = self.slot(session);
-        let _slot = slot.lock().await;
+        let mut slot = slot.lock().await;
         let Some(mut record) = self.load(session)? else {
-            return self.end(session, None, spec.process.grace).await;
+            return self.end(session, None, spec.process.grace, &mut slot).await;
         };
         if life.is_some_and(|life| record.is_newer_than(life)) {
             return Ok(());
@@ -332,7 +346,7 @@ impl Shared {
         // A spec without a command is that of no route: the instance's own knows its grace.
         let orphan = spec.command.is_empty();
         let grace = if orphan { record.grace() } else { spec.process.grace };
-        self.end(session, leader, grace).await
+        self.end(session, leader, grace, &mut slot).await
     }
 
     /// After this nothing of the session is left but its log.
@@ -341,8 +355,12 @@ impl Shared {
         session: &SessionId,
         leader: Option<ProcessId>,
         grace: Duration,
+        slot: &mut Slot,
     ) -> Result<(), Error> {
         self.target(session, leader).end(grace).await?;
+        if let Some(output) = slot.output.take() {
+            output.drain().await; // its last words
+        }
         self.folder.forget(session).map_err(|e| disk(&e))?;
         self.prune_logs().await;
         Ok(())
@@ -400,7 +418,7 @@ impl Shared {
     ) -> Result<(), Error> {
         let record = self.load(session)?;
         if let Some(record) = record.as_ref().filter(|r| r.motion(&self.boot).is_some()) {
-            self.watch(record, None, slot);
+            self.watch(record, Held::default(), slot);
             return Ok(());
         }
         // The first process of an edge that died between its spawn and its record. Where there is a
@@ -416,36 +434,46 @@ impl Shared {
                 self.take_back(session, first.id).await;
                 return Err(disk(&error));
             }
-            self.watch(&record, None, slot);
+            self.watch(&record, Held::default(), slot);
             return Ok(());
         }
-        self.end(session, record.and_then(|r| r.leader(&self.boot)), Duration::ZERO).await
+        let leader = record.and_then(|record| record.leader(&self.boot));
+        self.end(session, leader, Duration::ZERO, slot).await
     }
 
     /// From here on the death of `record`'s leader is noticed at once.
-    fn watch(self: &Arc<Self>, record: &Record, port: Option<Port>, slot: &mut Slot) {
+    fn watch(self: &Arc<Self>, record: &Record, held: Held, slot: &mut Slot) {
         if slot.watched == Some(record.leader) {
             return;
         }
         slot.watched = Some(record.leader);
-        let port = port.or_else(|| match record.address()? {
+        let opened = held.output.map_or_else(|| self.output(&record.session(), record.log_max), Ok);
+        slot.output = match opened {
+            Ok(output) => Some(Arc::new(output)),
+            Err(error) => {
+                let session = &record.session;
+                tracing::warn!(%session, %error, "what an instance prints cannot be read");
+                None
+            }
+        };
+        let output = slot.output.clone();
+        let port = held.port.or_else(|| match record.address()? {
             Address::Tcp(address) => Some(Port::of_instance(address.port())),
             Address::Unix(_) | Address::Behind(_) => None,
         });
         let (shared, record) = (self.clone(), record.clone());
         let closing = self.closing.clone();
         self.tasks.spawn(closing.run_until_cancelled_owned(async move {
-            shared.attend(record).await;
+            shared.attend(record, output).await;
             drop(port); // given away again only when nothing of the instance is left
         }));
     }
 
-    async fn attend(self: Arc<Self>, record: Record) {
+    async fn attend(self: Arc<Self>, record: Record, output: Option<Arc<Output>>) {
         let (session, leader) = (record.session(), record.leader);
-        let log = self.folder.log(&session);
-        tokio::select! {
-            () = signal::surely_ended(leader) => {}
-            () = log::keep(log, record.log_max) => {}
+        match output {
+            Some(output) => output.carry(signal::surely_ended(leader)).await,
+            None => signal::surely_ended(leader).await,
         }
         {
             let slot = self.slot(&session);
@@ -460,7 +488,9 @@ impl Shared {
                 self.note_end(&session, leader).await;
             }
             let _ = self.events.send(session.clone()); // no subscriber is no loss
-            if by_itself && let Err(error) = self.end(&session, Some(leader), Duration::ZERO).await
+            if by_itself
+                && let Err(error) =
+                    self.end(&session, Some(leader), Duration::ZERO, &mut slot).await
             {
                 tracing::warn!(%session, %error, "cannot end what a dead instance left behind");
             }
@@ -493,6 +523,10 @@ impl Shared {
 
     fn slot(&self, session: &SessionId) -> Arc<Mutex<Slot>> {
         self.slots.entry(session.clone()).or_default().clone()
+    }
+
+    fn output(&self, session: &SessionId, max: u64) -> io::Result<Output> {
+        Output::open(&self.folder.pipe(session), self.folder.log(session), max)
     }
 
     fn target(&self, session: &SessionId, leader: Option<ProcessId>) -> Target {

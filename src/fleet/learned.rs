@@ -110,6 +110,10 @@ impl Learned {
 }
 
 fn read(file: &Path) -> io::Result<Vec<Line>> {
+    // To open a pipe would wait for somebody to write.
+    if !fs::metadata(file)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+    }
     let mut text = Vec::new();
     File::open(file)?.take(FILE_MAX).read_to_end(&mut text)?;
     Ok(serde_json::from_slice(&text)?)

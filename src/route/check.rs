@@ -153,8 +153,10 @@ impl Check<'_> {
         }
         let vm = matches!(self.kind, Some(EngineKind::Qemu | EngineKind::Firecracker));
         if vm && probe == ProbeWord::Tcp {
-            let wrong = "the way in is open before the guest listens";
-            self.found.value(&["ready", "probe"], wrong).hint = Some("use probe = \"http\"".into());
+            let wrong = "a machine's port takes connections before its guest listens, so `tcp` would \
+                         say ready too early";
+            let hint = "use probe = \"http\", with a `path` that the program in the guest answers";
+            self.found.value(&["ready", "probe"], wrong).hint = Some(hint.into());
         }
         if status.is_some_and(|status| !(100..=599).contains(&status)) {
             self.found.value(&["ready", "status"], "not an HTTP status, expected 100 to 599");

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Serialize, Serializer, de::DeserializeOwned};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -21,6 +21,7 @@ const ERRORS_MAX: usize = 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RouteError {
     /// Which file.
+    #[serde(serialize_with = "shown")]
     pub file: PathBuf,
     /// Where in it; `None` when it is about the whole file.
     #[serde(flatten)]
@@ -29,6 +30,11 @@ pub struct RouteError {
     pub message: String,
     /// What was expected, or what to do.
     pub hint: Option<String>,
+}
+
+/// As it is shown: a file's name need not be UTF-8, and text that goes out must be.
+fn shown<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
 }
 
 /// A place in a text, as editors count: from 1, in characters.

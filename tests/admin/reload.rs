@@ -107,3 +107,19 @@ async fn a_reload_that_panics_is_a_problem_and_not_the_end() {
     }
     assert_eq!(ask(&bed, "GET /healthz").await.status, 200);
 }
+
+/// A file's name on Linux is bytes, and an answer is UTF-8.
+#[tokio::test]
+async fn a_file_whose_name_is_no_text_is_reported_like_any_other() {
+    let bed = Bed::new().await;
+    let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"caf\xe9.toml");
+    let file = bed.route_file("x").with_file_name(name);
+    std::fs::write(&file, ROUTE).unwrap();
+    let refused = ask(&bed, "POST /v1/reload").await;
+    assert_eq!((refused.status, refused.problem().as_str()), (422, "route_errors"));
+    let error = &refused.json()["errors"][0];
+    assert!(error["file"].as_str().unwrap().ends_with("caf\u{fffd}.toml"), "{error}");
+    let routes = ask(&bed, "GET /v1/routes").await;
+    assert_eq!(routes.status, 200);
+    assert_eq!(&routes.json()["errors"][0], error);
+}

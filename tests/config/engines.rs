@@ -348,7 +348,7 @@ kvm = false
     assert!(kept.contains("a virtual machine has no volumes here"), "{kept}");
     assert_eq!(route(&format!("{boots}\ninstance.isolation = \"vm\"\nready.probe = \"http\"")), "");
     let error = route(boots);
-    assert!(error.contains("the way in is open before the guest listens"), "{error}");
+    assert!(error.contains("takes connections before its guest listens"), "{error}");
     let error = route("ready.probe = \"http\"");
     assert!(error.contains("nothing says what the machine boots"), "{error}");
 }

@@ -109,10 +109,65 @@ async fn its_log_stays_small_while_it_writes() {
     };
     until("it wrote four times that", || last().filter(|&n| n * 1001 > 4 * MAX)).await;
     engine.sleep(&session, &spec, None, Depth::Stopped).await.unwrap();
-    let older = fs::metadata(log.with_extension("log.1")).unwrap().len();
-    let size = fs::metadata(&log).unwrap().len();
-    assert!(older <= MAX / 2, "{older}");
-    assert!(size + older < 4 * MAX, "{size} + {older}: it was never cut");
+    for path in [log.with_extension("log.1"), log] {
+        let size = fs::metadata(&path).unwrap().len();
+        assert!(0 < size && size <= MAX / 2, "{size}: {path:?}");
+    }
+}
+
+/// Checked at every look: a file that is cut now and then is too long in between.
+#[tokio::test]
+async fn the_fastest_writer_keeps_to_the_bound() {
+    const MAX: u64 = 1024 * 1024;
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let done = lab.folder.path().join("done");
+    let print = format!("yes | head -c 50000000; echo the end; touch {}; $LAB", done.display());
+    let (session, mut spec) = (session("fast"), lab.script(&print));
+    spec.process.log_max = MAX;
+    start(&engine, &session, &spec, 1).await;
+    let log = engine.log_path(&session);
+    let size = |path: &Path| fs::metadata(path).map_or(0, |is| is.len());
+    until("it has printed 50 MB", || {
+        let sizes = [&log, &log.with_extension("log.1")].map(|path| size(path));
+        assert!(sizes.iter().all(|size| *size <= MAX / 2), "{sizes:?}");
+        done.exists().then_some(())
+    })
+    .await;
+    engine.sleep(&session, &spec, None, Depth::Stopped).await.unwrap();
+    assert!(fs::read_to_string(&log).unwrap().ends_with("y\nthe end\n"), "its last words");
+}
+
+/// Without an edge its output waits in a pipe, and so does the instance once that is full.
+#[tokio::test]
+async fn it_prints_on_when_there_is_an_edge_again() {
+    const MAX: u64 = 1024 * 1024;
+    let lab = Lab::new();
+    let (go, done) = (lab.folder.path().join("go"), lab.folder.path().join("done"));
+    let print = format!(
+        "echo before; while ! [ -e {} ]; do sleep 0.01; done; yes | head -c 3000000; echo after; \
+         touch {}; $LAB",
+        go.display(),
+        done.display()
+    );
+    let (session, mut spec) = (session("alone"), lab.script(&print));
+    spec.process.log_max = MAX;
+    let first = lab.engine();
+    let started = start(&first, &session, &spec, 1).await;
+    let log = first.log_path(&session);
+    until("it began", || fs::read_to_string(&log).ok().filter(|text| text == "before\n")).await;
+    drop(first);
+    fs::write(&go, "").unwrap();
+    let waits = || lab.alive().iter().any(|stat| stat.comm == "yes" && stat.state == 'S');
+    until("it waits for a reader", || waits().then_some(())).await;
+    assert!(!done.exists() && fs::read_to_string(&log).unwrap() == "before\n");
+
+    let second = lab.engine();
+    assert_eq!(start(&second, &session, &spec, 2).await.life, started.life);
+    until("it went on", || done.exists().then_some(())).await;
+    second.sleep(&session, &spec, None, Depth::Stopped).await.unwrap();
+    assert!(fs::read_to_string(&log).unwrap().ends_with("y\nafter\n"));
+    assert!(fs::metadata(log.with_extension("log.1")).unwrap().len() <= MAX / 2);
 }
 
 #[tokio::test]

@@ -61,6 +61,10 @@ impl Bed {
         .unwrap()
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     pub(crate) fn disk(&self) -> String {
         self.folder.join("base.img").display().to_string()
     }

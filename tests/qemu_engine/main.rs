@@ -274,3 +274,21 @@ async fn a_guest_that_turns_itself_off_is_told_and_wakes_nobody() {
     assert_eq!(events.next().await, Some(EngineEvent::Changed(alice)));
     bed.is_off(&engine).await;
 }
+
+/// What lies beside the machines is not all of them.
+#[tokio::test]
+async fn an_odd_entry_among_the_folders_is_skipped() {
+    let bed = Bed::new();
+    let engine = bed.engine();
+    let folder = bed.folder().join("state/qemu");
+    fs::write(folder.join("file"), "").unwrap();
+    std::os::unix::fs::symlink("loop", folder.join("loop")).unwrap();
+    for name in ["folder", "pipe"] {
+        fs::create_dir(folder.join(name)).unwrap();
+    }
+    fs::create_dir(folder.join("folder/machine.json")).unwrap();
+    let pipe = folder.join("pipe/machine.json");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let listed = tokio::time::timeout(Duration::from_secs(20), engine.list()).await;
+    assert_eq!(listed.expect("it waits").unwrap(), []);
+}

@@ -129,7 +129,8 @@ impl Folder {
     /// Makes it, for nobody else to read: logs may hold what the instances print.
     pub(super) fn open(state: &Path) -> io::Result<Self> {
         let root = state.join("process");
-        for folder in [root.clone(), root.join("logs"), root.join("sockets")] {
+        let folders = ["logs", "pipes", "sockets"].map(|name| root.join(name));
+        for folder in std::iter::once(&root).chain(&folders) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         Ok(Self { root: root.canonicalize()? })
@@ -142,6 +143,11 @@ impl Folder {
 
     pub(super) fn log(&self, session: &SessionId) -> PathBuf {
         self.root.join("logs").join(name(session) + ".log")
+    }
+
+    /// Where an instance's output leaves it.
+    pub(super) fn pipe(&self, session: &SessionId) -> PathBuf {
+        self.root.join("pipes").join(name(session) + ".pipe")
     }
 
     /// `None` when no name fits into a socket's address: the folder's own path is too long.
@@ -185,7 +191,7 @@ impl Folder {
 
     /// Removes what an instance needed while it existed; its log stays.
     pub(super) fn forget(&self, session: &SessionId) -> io::Result<()> {
-        let paths = [Some(self.record(session)), self.socket(session)];
+        let paths = [Some(self.record(session)), Some(self.pipe(session)), self.socket(session)];
         for path in paths.into_iter().flatten() {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(kept::at(&path, &e)),

@@ -2,17 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use process_wrap::std::{CommandWrap, ProcessSession};
 
-use super::{
-    family::{ADDRESS, GENERATION, OWNER, ProcessId, SESSION},
-    log,
-};
+use super::family::{ADDRESS, GENERATION, OWNER, ProcessId, SESSION};
 use crate::{
     engine::{Error, port::Port},
     session::{Generation, SessionId, Spec},
@@ -70,7 +68,8 @@ pub(super) struct Spawn<'a> {
     pub(super) owner: &'a str,
     /// Where relative paths begin.
     pub(super) base: &'a Path,
-    pub(super) log: &'a Path,
+    /// What takes what it prints.
+    pub(super) output: &'a File,
     pub(super) bind: &'a Bind,
 }
 
@@ -90,8 +89,10 @@ impl Spawn<'_> {
                 _ => {}
             }
         }
-        let output = log::open(self.log).map_err(|e| failed(self.log, &e))?;
-        let errors = output.try_clone().map_err(|e| failed(self.log, &e))?;
+        let output = || {
+            let output = self.output.try_clone();
+            output.map_err(|e| Error::Failed(format!("no descriptor is left: {e}")))
+        };
 
         let mut command = Command::new(&program);
         command
@@ -100,8 +101,8 @@ impl Spawn<'_> {
             .env_clear()
             .envs(self.environment()?)
             .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(errors);
+            .stdout(output()?)
+            .stderr(output()?);
         // A kernel session of its own, not only a group: a group that lies stopped when the edge
         // ends is hung up by the kernel, and a paused instance would be lost with the edge.
         // Test: a_paused_instance_outlives_the_edge.

@@ -75,7 +75,7 @@ impl Claims {
             let name = path.file_name().and_then(|name| name.to_str()).map(SessionId::new);
             let Some(instance) = name.filter(is_spare) else { continue };
             if !self.is_used(&instance) {
-                self.lock().add(instance, read(&path)?);
+                self.lock().add(instance, read(&path));
             }
         }
         Ok(())
@@ -106,7 +106,7 @@ impl Claims {
                 Ok(Claim::Made)
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.lock().add(instance.clone(), read(&path)?);
+                self.lock().add(instance.clone(), read(&path));
                 Ok(Claim::Taken)
             }
             Err(error) => Err(error),
@@ -198,13 +198,21 @@ impl Known {
 }
 
 /// What nobody can read was somebody's.
-fn read(path: &Path) -> io::Result<Used> {
-    let mut text = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(File::open(path)?, FILE_MAX), &mut text)?;
-    Ok(serde_json::from_slice(&text).unwrap_or_else(|error| {
+fn read(path: &Path) -> Used {
+    contents(path).unwrap_or_else(|error| {
         tracing::warn!(path = %path.display(), %error, "nobody can read whose this spare is");
         Used { engine: String::new(), session: None, since: Instant::now() }
-    }))
+    })
+}
+
+fn contents(path: &Path) -> io::Result<Used> {
+    // To open a pipe would wait for somebody to write.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+    }
+    let mut text = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(File::open(path)?, FILE_MAX), &mut text)?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 #[cfg(test)]
@@ -225,6 +233,21 @@ mod tests {
         let path = folder.path().join("claims");
         let (alice, bob) = (SessionId::new("alice.test"), SessionId::new("bob.test"));
         Folder { _folder: folder, path, engine: "main", alice, bob }
+    }
+
+    /// One that was somebody's, as far as can be known, and no reason to give up the others.
+    #[test]
+    fn what_is_no_file_is_skipped() {
+        let Folder { _folder, path, engine, alice, .. } = folder();
+        let claims = Claims::open(path.clone()).unwrap();
+        let spares = ["0011", "0022", "0033"].map(spare_id);
+        assert_eq!(claims.claim(&spares[0], engine, &alice).unwrap(), Claim::Made);
+        fs::create_dir(path.join(spares[1].host())).unwrap();
+        std::os::unix::fs::symlink("loop", path.join("loop")).unwrap();
+        std::os::unix::fs::symlink(path.join("loop"), path.join(spares[2].host())).unwrap();
+        let again = Claims::open(path).unwrap();
+        assert_eq!(again.owner(&spares[0]), Some(alice));
+        assert!(spares.iter().all(|spare| again.is_used(spare)));
     }
 
     #[test]

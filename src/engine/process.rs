@@ -8,15 +8,16 @@
 //! `memory`, `cpus`, `pids`, `image`, `port` and `volumes` of a route do nothing here; limits are
 //! for engines with cgroups.
 
+mod adopt;
 mod ends;
 mod family;
 mod log;
 mod record;
 mod signal;
 mod spawn;
+mod watch;
 
 use std::{
-    collections::HashMap,
     io, mem,
     path::{Path, PathBuf},
     sync::Arc,
@@ -34,10 +35,10 @@ use tokio_util::{
 
 use self::{
     ends::Ends,
-    family::{Family, Marked, Motion, ProcessId},
+    family::{Motion, ProcessId},
     log::Output,
     record::{Folder, Record},
-    signal::{Exit, Target},
+    signal::Target,
     spawn::{Bind, Spawn},
 };
 use super::{
@@ -372,146 +373,6 @@ impl Shared {
         if let Ok(Err(error)) = pruned {
             tracing::warn!(%error, "cannot remove an old log");
         }
-    }
-
-    /// Watches every instance that there is, and ends the remains of those that died unwatched.
-    async fn reconcile(self: Arc<Self>) -> Result<(), Error> {
-        let shared = self.clone();
-        let look = move || {
-            let unread = |error| tracing::warn!(%error, "skipped a record that cannot be read");
-            Ok((family::marked(&shared.owner)?, shared.folder.all(unread)?))
-        };
-        let looked = tokio::task::spawn_blocking(look).await;
-        let (mut marked, records) =
-            looked.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(|e: io::Error| {
-                Error::Failed(format!("cannot find out what runs already: {e}"))
-            })?;
-        for record in records {
-            marked.entry(record.session).or_default();
-        }
-        self.adopt(marked).await;
-        self.prune_logs().await;
-        Ok(())
-    }
-
-    async fn adopt(self: &Arc<Self>, marked: HashMap<String, Vec<Marked>>) {
-        for (host, marked) in marked {
-            let session = SessionId::new(host);
-            let slot = self.slot(&session);
-            {
-                // If held, somebody works on it now, and knows more than our look did.
-                let Ok(mut slot) = slot.try_lock() else { continue };
-                if let Err(error) = self.adopt_one(&session, marked, &mut slot).await {
-                    tracing::warn!(%session, %error, "cannot adopt or end a session's processes");
-                }
-            }
-            drop(slot);
-            self.tidy(&session);
-        }
-    }
-
-    async fn adopt_one(
-        self: &Arc<Self>,
-        session: &SessionId,
-        mut marked: Vec<Marked>,
-        slot: &mut Slot,
-    ) -> Result<(), Error> {
-        let record = self.load(session)?;
-        if let Some(record) = record.as_ref().filter(|r| r.motion(&self.boot).is_some()) {
-            self.watch(record, Held::default(), slot);
-            return Ok(());
-        }
-        // The first process of an edge that died between its spawn and its record. Where there is a
-        // record, that process is dead, and who leads now is only what it left behind.
-        marked.sort_by_key(|marked| marked.id.start);
-        let mut leaders = marked.iter().filter(|m| m.leads && m.id.motion().is_some());
-        if let (None, Some(first)) = (&record, leaders.next()) {
-            let (generation, address) = (first.generation, first.address.clone());
-            let spec = Spec::default();
-            let record = Record::new(session, generation, first.id, &self.boot, address, &spec);
-            if let Err(error) = self.folder.save(&record) {
-                // The start that it is of was never answered, so it serves no request.
-                self.take_back(session, first.id).await;
-                return Err(disk(&error));
-            }
-            self.watch(&record, Held::default(), slot);
-            return Ok(());
-        }
-        let leader = record.and_then(|record| record.leader(&self.boot));
-        self.end(session, leader, Duration::ZERO, slot).await
-    }
-
-    /// From here on the death of `record`'s leader is noticed at once.
-    fn watch(self: &Arc<Self>, record: &Record, held: Held, slot: &mut Slot) {
-        if slot.watched == Some(record.leader) {
-            return;
-        }
-        slot.watched = Some(record.leader);
-        let opened = held.output.map_or_else(|| self.output(&record.session(), record.log_max), Ok);
-        slot.output = match opened {
-            Ok(output) => Some(Arc::new(output)),
-            Err(error) => {
-                let session = &record.session;
-                tracing::warn!(%session, %error, "what an instance prints cannot be read");
-                None
-            }
-        };
-        let output = slot.output.clone();
-        let port = held.port.or_else(|| match record.address()? {
-            Address::Tcp(address) => Some(Port::of_instance(address.port())),
-            Address::Unix(_) | Address::Behind(_) => None,
-        });
-        let (shared, record) = (self.clone(), record.clone());
-        let closing = self.closing.clone();
-        self.tasks.spawn(closing.run_until_cancelled_owned(async move {
-            shared.attend(record, output).await;
-            drop(port); // given away again only when nothing of the instance is left
-        }));
-    }
-
-    async fn attend(self: Arc<Self>, record: Record, output: Option<Arc<Output>>) {
-        let (session, leader) = (record.session(), record.leader);
-        match output {
-            Some(output) => output.carry(signal::surely_ended(leader)).await,
-            None => signal::surely_ended(leader).await,
-        }
-        {
-            let slot = self.slot(&session);
-            let mut slot = slot.lock().await;
-            if slot.watched == Some(leader) {
-                slot.watched = None;
-            }
-            // Our own stop, or the start of the next life, may have been here before us.
-            let by_itself = leader.motion().is_none()
-                && self.load(&session).is_ok_and(|now| now.is_some_and(|now| now.leader == leader));
-            if by_itself {
-                self.note_end(&session, leader).await;
-            }
-            let _ = self.events.send(session.clone()); // no subscriber is no loss
-            if by_itself
-                && let Err(error) =
-                    self.end(&session, Some(leader), Duration::ZERO, &mut slot).await
-            {
-                tracing::warn!(%session, %error, "cannot end what a dead instance left behind");
-            }
-        }
-        // Only now: the zombie held the number of its group, by which we found the rest.
-        signal::reap(leader);
-        self.tidy(&session);
-    }
-
-    /// Before it is told and its remains are ended: the reason may be asked for at once.
-    async fn note_end(&self, session: &SessionId, leader: ProcessId) {
-        let exit = signal::exit(leader);
-        // A program that goes to the background says that all went well.
-        let left = match exit {
-            None | Some(Exit::Code(0)) => self.target(session, Some(leader)).members().await,
-            Some(_) => Ok(Family::default()),
-        };
-        let left = left.map_or(0, |left| left.ids().count());
-        let words = ends::describe(exit, left, &self.folder.log(session));
-        tracing::info!(%session, "{words}");
-        self.ends.note(session, words);
     }
 
     /// A slot that nobody holds and nobody watches is not kept.

@@ -70,6 +70,8 @@ pub struct ReloadReport {
     pub certificates: usize,
     /// What is wrong with the certificates' files: where one was served before, it still is.
     pub certificate_errors: Vec<RouteError>,
+    /// Keys of `dormouse.toml` that say something else than what is in force, until a restart.
+    pub waiting: Vec<String>,
 }
 
 impl ReloadReport {
@@ -325,7 +327,7 @@ async fn reload(State(shared): State<Arc<Shared>>) -> Result<Json<ReloadReport>,
         Ok(Ok(report)) => Ok(Json(report)),
         Ok(Err(errors)) => {
             let status = StatusCode::UNPROCESSABLE_ENTITY;
-            let detail = "the route files have errors: the routes before stay in force";
+            let detail = "the files have errors: the routes before stay in force";
             let problem = Problem::new(status, "route_errors", "Not reloaded", detail);
             Err(problem.with("errors", serde_json::json!(errors)))
         }

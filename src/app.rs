@@ -43,7 +43,7 @@ use crate::{
     engine::Engine,
     fleet::{self, Fleet},
     record::AccessLog,
-    route::{RouteError, RouteTable, is_route_file, load_dir},
+    route::{Loaded, RouteError, RouteTable, is_route_file, load_good},
     watch::{Watch, watch},
 };
 use custody::Custody;
@@ -74,7 +74,10 @@ pub enum Error {
 
 /// Runs the edge until a signal ends it. With `upgrade` it takes the listening sockets over from
 /// the process that has the state folder, as soon as that gets SIGQUIT.
-pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
+///
+/// Route files that are wrong are left out and told, or with `strict` a reason not to run; with `upgrade`, too:
+/// the process before may serve more of them, and goes on.
+pub fn run(config: Config, upgrade: bool, strict: bool) -> Result<(), Error> {
     check_clock(SystemTime::now())?;
     let config = Arc::new(config);
     let mut lock = StateLock::open(&config.paths.state)?;
@@ -85,13 +88,9 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
         lock.take()?;
         Some(Sockets::new(&config, HashMap::new())?)
     };
-    let table = load_dir(&config.paths.routes, &config.engine_kinds()).map_err(Error::Routes)?;
+    let Loaded { table, errors } = load_routes(&config, strict || upgrade)?;
     if table.is_empty() {
         tracing::warn!(folder = %config.paths.routes.display(), "there is no route yet");
-    }
-    let errors = check_files(&table);
-    if !errors.is_empty() {
-        return Err(Error::Routes(errors));
     }
     let door = Door::open(&config.links, &config.paths.state).map_err(anyhow::Error::from)?;
     let table = Arc::new(ArcSwap::from_pointee(table));
@@ -103,7 +102,8 @@ pub fn run(config: Config, upgrade: bool) -> Result<(), Error> {
     let acme = acme(&config, &table, &certs)?;
     let entrances = entrances.waking(unseen).ordering(acme.clone());
     let access_log = access_log(&config)?;
-    let reloader = Reloader::new(&config, &table, &fleet, &door, &certs, access_log.clone());
+    let reloader =
+        Reloader::new(&config, &table, &fleet, &door, &certs, access_log.clone(), errors);
     let (timeouts, limits) = (config.timeouts.clone(), &config.limits);
     let (shared, sessions) = (Arc::clone(&table), Arc::clone(&fleet));
     let edge = Edge::new(shared, sessions, Arc::clone(&door), timeouts, limits)
@@ -168,6 +168,20 @@ fn take_over(
             Ok((sockets, Some(before)))
         }
     }
+}
+
+/// Those of the good files; what is wrong with the others.
+fn load_routes(config: &Config, strict: bool) -> Result<Loaded, Error> {
+    let loaded = load_good(&config.paths.routes, &config.engine_kinds(), check_files);
+    let loaded = loaded.map_err(Error::Routes)?;
+    if strict && !loaded.errors.is_empty() {
+        return Err(Error::Routes(loaded.errors));
+    }
+    for error in &loaded.errors {
+        tracing::error!(%error, "this file is left out, and its hosts get 404 until it is mended");
+    }
+    reload::tell_notes(&loaded.table);
+    Ok(loaded)
 }
 
 /// Those that TLS needs; without TLS, none.
@@ -287,7 +301,11 @@ fn access_log(config: &Config) -> anyhow::Result<Option<Arc<AccessLog>>> {
 }
 
 fn guard(config: &Config) -> anyhow::Result<Guard> {
-    let token = config.admin.token_file.as_deref().map(Token::read).transpose()?;
+    let read = |file: &Path| {
+        let of_file = || format!("{} (admin.token_file)", file.display());
+        Token::read(file).with_context(of_file)
+    };
+    let token = config.admin.token_file.as_deref().map(read).transpose()?;
     Ok(match &config.listen.admin {
         AdminAddress::Tcp(address) => Guard::tcp(*address, token)?,
         AdminAddress::Unix(_) => Guard::unix(token),
@@ -319,6 +337,12 @@ fn build_fleet(config: &Config, table: &Arc<ArcSwap<RouteTable>>) -> anyhow::Res
     let [planned, pooled, named] = std::array::from_fn(|_| Arc::clone(table));
     let planner = move |host: &str| planned.load().lookup(host).map(|route| route.plan(host));
     let fleet = Fleet::new(engines, to_usize(config.limits.starts), limits, Box::new(planner));
+    if config.docker_is_implied {
+        fleet.leave_until_routed("docker");
+    }
+    let routes = table.load();
+    fleet.set_routed(routes.iter().map(|route| &*route.recipe.engine));
+    fleet.set_knows_all_routes(!routes.is_partial());
     let templates = move || pooled.load().iter().filter_map(|route| route.pool_plan()).collect();
     let named = move || named.load().iter().filter_map(|route| route.named_host()).collect();
     fleet.keep_named(Box::new(named));

@@ -10,7 +10,7 @@ mod http;
 mod listen;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io, iter,
     net::{IpAddr, SocketAddr},
     path::{self, Path, PathBuf},
@@ -18,6 +18,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use serde_json::Value;
 
 pub use {
     acme::{Acme, ChallengeWord, Dns, DnsBy, DnsUpdate, OnDemand, TsigWord},
@@ -66,8 +67,13 @@ pub struct Config {
     pub acme: Option<Acme>,
     /// What runs the instances, by name.
     pub engines: BTreeMap<String, EngineConfig>,
+    /// Whether `docker` is there although nobody wrote it: it is asked nothing before a route is on it.
+    pub docker_is_implied: bool,
     /// The most instances at once, of the engines that have such a limit.
     pub running: BTreeMap<String, u32>,
+    /// Every key with its value, as the file has it or by default.
+    written: Value,
+    swaps: Vec<Swap>,
 }
 
 /// `[listen]`.
@@ -185,6 +191,22 @@ impl Config {
         }
     }
 
+    /// The same file as it is now.
+    pub fn reread(&self) -> Result<Self, Vec<RouteError>> {
+        let default = self.base.join(DEFAULT_FILE);
+        match &self.file {
+            None if !default.exists() => Ok(self.clone()),
+            file => Self::load_with(Some(file.as_deref().unwrap_or(&default)), &self.swaps),
+        }
+    }
+
+    /// The keys that say something else in `other`, as they are written in the file.
+    pub fn different_keys(&self, other: &Self) -> Vec<String> {
+        let mut keys = Vec::new();
+        compare(&self.written, &other.written, "", &mut keys);
+        keys
+    }
+
     /// The settings in `text`, which is the content of `file` (an absolute path).
     ///
     /// `environment` gives `DOCKER_HOST` and its like, where an engine names no endpoint.
@@ -211,6 +233,21 @@ impl Config {
     /// The engines' names and kinds: what route files are checked against.
     pub fn engine_kinds(&self) -> Engines {
         self.engines.iter().map(|(name, engine)| (name.clone(), engine.kind())).collect()
+    }
+}
+
+fn compare(one: &Value, other: &Value, path: &str, keys: &mut Vec<String>) {
+    let (Value::Object(one), Value::Object(other)) = (one, other) else {
+        if one != other {
+            keys.push(path.to_owned());
+        }
+        return;
+    };
+    let names: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+    for name in names {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let value = |of: &serde_json::Map<String, Value>| of.get(name).cloned().unwrap_or_default();
+        compare(&value(one), &value(other), &path, keys);
     }
 }
 

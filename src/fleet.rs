@@ -190,6 +190,8 @@ pub struct Fleet {
     may_sleep: AtomicBool,
     /// Told when it is set again.
     sleep_allowed: Notify,
+    /// While files of routes cannot be used, what no route wants may be theirs: it is left alone.
+    knows_all_routes: AtomicBool,
 }
 
 impl Fleet {
@@ -224,6 +226,7 @@ impl Fleet {
             named: OnceLock::new(),
             may_sleep: AtomicBool::new(true),
             sleep_allowed: Notify::new(),
+            knows_all_routes: AtomicBool::new(true),
         })
     }
 
@@ -306,6 +309,29 @@ impl Fleet {
                 self.tasks.spawn_on(judged, &self.handle());
             }
         }
+    }
+
+    /// Whether every route is known. While some are not, an instance without one is left as it is;
+    /// once they are, it is looked at again.
+    pub fn set_knows_all_routes(self: &Arc<Self>, all: bool) {
+        let did = self.knows_all_routes.swap(all, Ordering::AcqRel);
+        // Before the fleet runs, its start is still to look.
+        if all && !did && self.runtime.get().is_some() {
+            let fleet = Arc::clone(self);
+            self.tasks.spawn_on(async move { fleet.adopt_all().await }, &self.handle());
+        }
+    }
+
+    /// Asks this engine nothing before a route is on it: what it has may be another edge's.
+    pub fn leave_until_routed(&self, engine: &str) {
+        if let Some(port) = self.engines.get(engine) {
+            port.circuit.leave();
+        }
+    }
+
+    /// Routes are on these engines.
+    pub fn set_routed<'n>(&self, engines: impl Iterator<Item = &'n str>) {
+        engines.filter_map(|name| self.engines.get(name)).for_each(|port| port.circuit.join());
     }
 
     /// Whether idle sessions may be put to sleep. Not while another process that shares the

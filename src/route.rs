@@ -27,7 +27,7 @@ use http::HeaderValue;
 pub use {
     file::{Protocol, WakeOn},
     host::{HostPattern, canonical_host},
-    load::{is_route_file, load_dir},
+    load::{Loaded, is_route_file, load_dir, load_good},
     local::{Ignore, StaticAnswer},
     rate::{Rate, RateText},
     recipe::Recipe,
@@ -99,7 +99,7 @@ impl fmt::Display for EngineKind {
 }
 
 /// A checked route. Equal routes do the same, so a reload can tell which have changed.
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 pub struct Route {
     /// Its name: the file's, without `.toml`.
     pub name: Arc<str>,
@@ -109,6 +109,16 @@ pub struct Route {
     pub host: HostPattern,
     /// All that it says besides.
     pub recipe: Arc<Recipe>,
+    /// What is allowed and does something else than it says, on this kind of engine.
+    pub notes: Arc<[RouteError]>,
+}
+
+impl PartialEq for Route {
+    /// Without the notes: they move with every line that is added above.
+    fn eq(&self, other: &Self) -> bool {
+        let Self { name, file, host, recipe, notes: _ } = self;
+        (name, file, host, recipe) == (&other.name, &other.file, &other.host, &other.recipe)
+    }
 }
 
 impl Route {

@@ -23,7 +23,7 @@ pub struct Token(String);
 pub enum TokenError {
     /// It cannot be read.
     #[error("cannot be read: {0}")]
-    Unreadable(#[from] io::Error),
+    Unreadable(io::Error),
     /// Too short to be safe.
     #[error("the token has {0} characters: at least {LENGTH_MIN} are needed")]
     Short(usize),
@@ -39,7 +39,9 @@ impl Token {
     /// The token in `file`, without the white space around it.
     pub fn read(file: &Path) -> Result<Self, TokenError> {
         let mut bytes = Vec::new();
-        File::open(file)?.take(LENGTH_MAX as u64 + 1).read_to_end(&mut bytes)?;
+        let opened = File::open(file).map_err(TokenError::Unreadable)?;
+        let read = opened.take(LENGTH_MAX as u64 + 1).read_to_end(&mut bytes);
+        read.map_err(TokenError::Unreadable)?;
         if LENGTH_MAX < bytes.len() {
             return Err(TokenError::Long);
         }

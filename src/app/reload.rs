@@ -16,6 +16,9 @@ use crate::{
     route::{RouteError, RouteTable, load_dir},
 };
 
+/// More would not be read by anybody.
+const NOTES_MAX: usize = 50;
+
 /// Reads the folders again, for whoever asks: the watches, SIGHUP, the admin API.
 pub(super) struct Reloader {
     config: Arc<Config>,
@@ -37,9 +40,10 @@ impl Reloader {
         door: &Arc<Door>,
         certs: &Arc<Certs>,
         access_log: Option<Arc<AccessLog>>,
+        errors: Vec<RouteError>,
     ) -> Arc<Self> {
-        count(&table.load(), &[]);
-        let (errors, one_at_a_time) = (Arc::default(), Mutex::new(()));
+        count(&table.load(), &errors);
+        let (errors, one_at_a_time) = (Arc::new(ArcSwap::from_pointee(errors)), Mutex::new(()));
         let (config, table) = (Arc::clone(config), Arc::clone(table));
         let (fleet, door, certs) = (Arc::clone(fleet), Arc::clone(door), Arc::clone(certs));
         Arc::new(Self { config, table, fleet, door, certs, errors, access_log, one_at_a_time })
@@ -56,10 +60,28 @@ impl Reloader {
 
     /// Blocks for as long as the files take to read.
     pub(super) fn reload(&self) -> Result<ReloadReport, Vec<RouteError>> {
+        let waiting = self.waiting_keys()?;
         let certificate_errors = self.reload_certs();
         let report = self.reload_routes()?;
         let certificates = self.certs.pairs().len();
-        Ok(ReloadReport { certificates, certificate_errors, ..report })
+        Ok(ReloadReport { certificates, certificate_errors, waiting, ..report })
+    }
+
+    /// The keys of `dormouse.toml` that were edited since the start.
+    fn waiting_keys(&self) -> Result<Vec<String>, Vec<RouteError>> {
+        let now = self.config.reread().inspect_err(|errors| {
+            for error in errors {
+                tracing::error!(%error, "nothing is reloaded");
+            }
+        })?;
+        let keys = self.config.different_keys(&now);
+        if !keys.is_empty() {
+            tracing::warn!(
+                keys = keys.join(", "),
+                "these keys of dormouse.toml wait for a restart"
+            );
+        }
+        Ok(keys)
     }
 
     /// What is wrong is logged where it is found.
@@ -87,15 +109,26 @@ impl Reloader {
 
     fn swap(&self, new: RouteTable) -> ReloadReport {
         let report = ReloadReport::between(&self.table.load(), &new);
+        self.fleet.set_routed(new.iter().map(|route| &*route.recipe.engine));
+        let was_partial = self.table.load().is_partial();
         let changes = report.added.len() + report.changed.len() + report.removed.len();
-        if 0 < changes {
+        if 0 < changes || was_partial {
             self.door.keep(&new);
+            tell_notes(&new);
             self.table.store(Arc::new(new));
             self.fleet.replan();
             let ReloadReport { routes, added, changed, removed, .. } = &report;
             tracing::info!(routes, ?added, ?changed, ?removed, "routes reloaded");
         }
+        self.fleet.set_knows_all_routes(true);
         report
+    }
+}
+
+/// What routes say and their engines do otherwise.
+pub(super) fn tell_notes(table: &RouteTable) {
+    for note in table.iter().flat_map(|route| route.notes.iter()).take(NOTES_MAX) {
+        tracing::info!("{note}");
     }
 }
 

@@ -88,11 +88,15 @@ fn bind(address: SocketAddr, key: &str) -> anyhow::Result<OwnedFd> {
                 thread::sleep(IN_USE_PAUSE);
             }
             Err(error) => {
-                return Err(error).with_context(|| {
-                    format!(
-                        "cannot listen on {address}: is something else listening there? ({key})"
-                    )
-                });
+                let hint = match error.kind() {
+                    io::ErrorKind::AddrInUse => "; is something else listening there?",
+                    io::ErrorKind::PermissionDenied => {
+                        "; a port below 1024 needs root or CAP_NET_BIND_SERVICE"
+                    }
+                    io::ErrorKind::AddrNotAvailable => "; no interface has this address",
+                    _ => "",
+                };
+                return Err(anyhow::anyhow!("cannot listen on {address} ({key}): {error}{hint}"));
             }
         }
     }

@@ -11,7 +11,7 @@ use clap::Args;
 use humantime_serde::re::humantime::format_duration;
 use serde::Serialize;
 
-use super::exit::{Failure, Outcome, print, print_json, remark, short};
+use super::exit::{Failure, Outcome, error_line, print, print_json, remark, short};
 use crate::{
     access::{check_files, check_keys},
     acme,
@@ -39,7 +39,7 @@ pub(super) struct Check {
     /// What the name of an engine means: as with `run --engine`.
     #[arg(long, value_name = "NAME=KIND")]
     engine: Vec<Swap>,
-    /// Print {ok, file, routes, engines, certificates, errors, warnings} as JSON.
+    /// Print {ok, file, routes, engines, certificates, errors, warnings, notes} as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -56,6 +56,8 @@ struct Findings {
     certificates: Vec<Vec<String>>,
     errors: Vec<RouteError>,
     warnings: Vec<String>,
+    /// What an engine does otherwise than a route says.
+    notes: Vec<RouteError>,
 }
 
 /// The settings and the routes, checked.
@@ -125,6 +127,9 @@ impl Check {
         for warning in warnings(&files) {
             remark(&format!("warning: {warning}"));
         }
+        for note in notes(&files.table) {
+            remark(&format!("note: {}", error_line(&note)));
+        }
         let Files { config, table, certs } = &files;
         let certificates = match certs.pairs().len() {
             0 => String::new(),
@@ -151,6 +156,7 @@ fn print_findings(loaded: Result<Files, Vec<RouteError>>) -> Outcome {
             engines: files.config.engines.keys().cloned().collect(),
             certificates: files.certs.pairs().iter().map(|pair| names(pair)).collect(),
             warnings: warnings(&files),
+            notes: notes(&files.table),
             errors: Vec::new(),
         }),
         Err(errors) => {
@@ -197,6 +203,10 @@ fn warnings(files: &Files) -> Vec<String> {
             .map(|pair| format!("{}: it ends in {}", short(&pair.file), days(pair.days_left()))),
     );
     warnings
+}
+
+fn notes(table: &RouteTable) -> Vec<RouteError> {
+    table.iter().flat_map(|route| route.notes.iter().cloned()).collect()
 }
 
 fn names(pair: &Pair) -> Vec<String> {

@@ -69,7 +69,7 @@ impl Failure {
 }
 
 /// `file:line:column: message`, as compilers write it and editors jump to it.
-fn error_line(error: &RouteError) -> String {
+pub(super) fn error_line(error: &RouteError) -> String {
     let mut line = format!("{}:", short(&error.file));
     if let Some(Position { line: row, column }) = error.at {
         line += &format!("{row}:{column}:");

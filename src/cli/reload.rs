@@ -14,6 +14,8 @@ use crate::route::RouteError;
 
 /// Has a running edge read its route files and its certificates again.
 ///
+/// Says which keys of dormouse.toml were edited and wait for a restart.
+///
 /// It does so by itself when a file changes; this waits for the result. Where one route file has an
 /// error, no route changes at all; where a certificate is wrong, the one before stays. The errors
 /// are printed and the exit code is 2.
@@ -35,6 +37,7 @@ struct Report {
     removed: Vec<String>,
     certificates: usize,
     certificate_errors: Vec<FileError>,
+    waiting: Vec<String>,
 }
 
 impl Reload {
@@ -44,14 +47,18 @@ impl Reload {
             return print_json(&answer.body);
         }
         let report: Report = read(answer.body)?;
-        let Report { routes, added, changed, removed, certificates, certificate_errors } = report;
+        let Report { routes, added, changed, removed, certificates, certificate_errors, waiting } =
+            report;
         let changes = [("added", added), ("changed", changed), ("removed", removed)];
         let mut text = counted(routes, "route");
-        if changes.iter().all(|(_, names)| names.is_empty()) {
+        if waiting.is_empty() && changes.iter().all(|(_, names)| names.is_empty()) {
             text += ", nothing has changed";
         }
         for (word, names) in changes.iter().filter(|(_, names)| !names.is_empty()) {
             text += &format!("\n{word}: {}", names.join(", "));
+        }
+        if !waiting.is_empty() {
+            text += &format!("\nwaits for a restart: {}", waiting.join(", "));
         }
         if 0 < certificates {
             text += &format!("\n{}", counted(certificates, "certificate"));

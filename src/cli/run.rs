@@ -42,6 +42,9 @@ pub(super) struct Run {
     /// at once where none runs.
     #[arg(long)]
     upgrade: bool,
+    /// Do not start where a route file is wrong; without it, the good ones are served. --upgrade is strict.
+    #[arg(long)]
+    strict: bool,
     /// What the name of an engine means for this run: a kind, with its defaults. May be repeated.
     #[arg(long, value_name = "NAME=KIND")]
     engine: Vec<Swap>,
@@ -64,11 +67,18 @@ impl Run {
         let config = Config::load_with(self.config.as_deref(), &self.engine);
         let config = config.map_err(|errors| Failure::of_files(&errors))?;
         self.log.begin();
-        app::run(config, self.upgrade).map_err(|error| match error {
+        app::run(config, self.upgrade, self.strict).map_err(|error| match error {
             app::Error::Routes(errors) => Failure::of_files(&errors),
-            app::Error::Other(error) => Failure::new(Exit::Failed, format!("{error:#}")),
+            app::Error::Other(error) => Failure::new(Exit::Failed, in_words(&error)),
         })
     }
+}
+
+/// The error with its causes, each once: many errors say their cause themselves.
+fn in_words(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |text, cause| {
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
 }
 
 impl Log {

@@ -37,6 +37,7 @@ pub(super) fn parse(
     swaps: &[Swap],
 ) -> Result<Config, Vec<RouteError>> {
     let (shape, source) = Source::parse::<ConfigFile>(file, text)?;
+    let written = serde_json::to_value(&shape).unwrap_or_default();
     let base = file.parent().unwrap_or(Path::new("/")).to_owned();
     let mut check = Check { found: Findings::new(&source), base: &base, environment };
     let ConfigFile {
@@ -61,10 +62,25 @@ pub(super) fn parse(
     check.http2(&http2);
     check.timeouts(&timeouts);
     let links = check.links(links);
-    let mut engines = engines.unwrap_or_else(engines::default_engines);
+    let others_are_written = engines.is_some();
+    let mut engines = engines.unwrap_or_default();
+    let is_written =
+        engines.contains_key("docker") || swaps.iter().any(|swap| swap.name == "docker");
+    engines::add_defaults(&mut engines);
     check.swap(&mut engines, swaps);
     let running = check.running(&engines);
-    let engines = check.engines(engines);
+    // What is wrong with an environment for Docker is no trouble of those that use another engine.
+    let is_extra = !is_written && others_are_written;
+    let unwritten = is_extra.then(|| engines.remove("docker")).flatten();
+    let implied = unwritten.and_then(|docker| {
+        let found = Findings::new(&source);
+        let mut check = Check { found, base: &base, environment };
+        let engine = check.engines([("docker".to_owned(), docker)].into());
+        check.found.finish(engine).ok()
+    });
+    let mut engines = check.engines(engines);
+    engines.extend(implied.into_iter().flatten());
+    let docker_is_implied = !is_written && engines::leave_out_twin(&mut engines);
     let acme = acme.map(|table| acme::check(table, &listen, check.base, &mut check.found));
     let admin = Admin { token_file: admin.token_file.map(|path| base.join(path)) };
     let paths = Paths {
@@ -92,7 +108,10 @@ pub(super) fn parse(
         access_log,
         acme,
         engines,
+        docker_is_implied,
         running,
+        written,
+        swaps: swaps.to_vec(),
     })
 }
 

@@ -83,7 +83,7 @@ pub(crate) enum KindWord {
 }
 
 /// What an engine's name means for one run: `NAME=KIND`, with the kind's defaults.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Swap {
     pub(super) name: String,
     pub(super) kind: KindWord,

@@ -48,8 +48,10 @@ pub(crate) struct ConfigFile {
     /// Certificates that come and renew by themselves. Without this table nothing is ordered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) acme: Option<AcmeTable>,
-    /// What runs the instances, by the name that routes call it: `a-z`, `0-9` and `-`. Default:
-    /// `local` of kind `process` and `docker` of kind `docker`.
+    /// What runs the instances, by the name that routes call it: `a-z`, `0-9` and `-`. Always there:
+    /// `local` of kind `process` and `docker` of kind `docker`, unless written anew here. `docker` is
+    /// not there beside another engine with the same daemon and owner, and is asked nothing before a
+    /// route is on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) engines: Option<BTreeMap<String, EngineTable>>,
 }

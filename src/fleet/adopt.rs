@@ -1,7 +1,10 @@
 //! At boot, and whenever events may have been missed: what is ours and routed is adopted, what is
 //! ours and unrouted is put to sleep.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures::{StreamExt, future::join_all, stream};
 use tokio::time::timeout;
@@ -23,7 +26,8 @@ impl Fleet {
     /// Adopts what every engine lists. An engine that does not answer in time is asked again as
     /// soon as its events come back.
     pub(super) async fn adopt_all(self: &Arc<Self>) {
-        let adoptions = self.engines.values().map(async |port| {
+        let asked = self.engines.values().filter(|port| !port.circuit.is_left());
+        let adoptions = asked.map(async |port| {
             let adopted = async {
                 self.adopt_listed(port, None).await;
                 self.adopt_named(port).await;
@@ -139,6 +143,11 @@ impl Fleet {
         let to = if unused { self.deepest(&port.name) } else { Depth::Stopped };
         let kept = if unused { to } else { Depth::Suspended };
         if matches!(instance.state, InstanceState::Asleep(depth) if kept <= depth) {
+            return;
+        }
+        if !self.knows_all_routes.load(Ordering::Acquire) {
+            let session = &instance.session;
+            tracing::info!(%session, "left as it is: its route may be in a file that is wrong");
             return;
         }
         let (engine, fleet) = (Arc::clone(&port.engine), Arc::clone(self));

@@ -35,6 +35,9 @@ pub(super) struct Circuit {
     doubt: Notify,
     /// A wake has asked for this engine: what is configured and never used is nobody's trouble.
     is_wanted: AtomicBool,
+    /// Nothing is asked of it before a route is on it.
+    is_left: AtomicBool,
+    joined: Notify,
 }
 
 #[derive(Debug)]
@@ -48,6 +51,27 @@ impl Circuit {
     pub(super) fn admit(&self) -> Result<(), engine::Error> {
         self.is_wanted.store(true, Ordering::Relaxed);
         self.trouble().map_or(Ok(()), |trouble| Err(engine::Error::Unreachable(trouble)))
+    }
+
+    pub(super) fn leave(&self) {
+        self.is_left.store(true, Ordering::Release);
+    }
+
+    pub(super) fn join(&self) {
+        if self.is_left.swap(false, Ordering::AcqRel) {
+            self.joined.notify_one();
+        }
+    }
+
+    pub(super) fn is_left(&self) -> bool {
+        self.is_left.load(Ordering::Acquire)
+    }
+
+    /// Returns once a route is on this engine.
+    pub(super) async fn until_joined(&self) {
+        while self.is_left() {
+            self.joined.notified().await;
+        }
     }
 
     /// Why the engine is not called, if it is not and somebody wants it.

@@ -27,6 +27,10 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 /// Listens to one engine until the process ends, and asks it now and then.
 pub(super) async fn listen(fleet: Arc<Fleet>, name: Arc<str>) {
     let Some(port) = fleet.engines.get(&name) else { return };
+    if port.circuit.is_left() {
+        port.circuit.until_joined().await;
+        fleet.adopt_listed(port, None).await;
+    }
     // Side by side: a list that takes long delays no event.
     tokio::join!(
         hear(&fleet, port),

@@ -109,6 +109,7 @@ pub(super) fn parse(
     let (tls, set_headers) = check.upstream(upstream);
     let access = check.access(access, file.parent().unwrap_or(Path::new("")));
     let Check { mut found, .. } = check;
+    let notes = found.take_notes().into();
     let engine = engine.into();
     let recipe = Recipe {
         engine,
@@ -128,7 +129,8 @@ pub(super) fn parse(
         spec,
     };
     let recipe = Arc::new(recipe);
-    let route = Route { name: name.into(), file: file.to_owned(), host: host.clone(), recipe };
+    let route =
+        Route { name: name.into(), file: file.to_owned(), host: host.clone(), recipe, notes };
     if wake_on == WakeOn::Sni && !route.recipe.access.is_of_connection() {
         let wrong = "this route's access needs the request: it cannot wake at the handshake";
         found.value(&["wake", "on"], wrong).hint = Some(
@@ -217,20 +219,46 @@ impl Check<'_> {
             if before.is_some_and(|before| before.to >= rung.to) {
                 self.found.value(&path, "not deeper than the rung before it");
             }
-            self.depth(&path, rung.to, docker);
+            self.never_removed(&path, rung.to, docker);
         }
-        rungs.into()
+        self.fallen(&rungs).into()
     }
 
-    fn depth(&mut self, path: &[&str], depth: Depth, docker: &DockerSpec) {
-        let Some(kind) = self.kind else { return };
-        if !kind.depths().contains(&depth) {
-            let known: Vec<&str> = kind.depths().iter().map(|depth| depth.as_str()).collect();
-            self.found.value(path, format!("an engine of kind {kind} has no `{depth}`")).hint =
-                Some(suggest(depth.as_str(), &known));
+    /// A rung that the engine lacks falls to the next deeper depth that it has. Of those that come to
+    /// one depth the last counts: nothing sleeps deeper before the route says so. Below the deepest
+    /// there is nothing more to do.
+    fn fallen(&mut self, rungs: &[Rung]) -> Vec<Rung> {
+        let Some(kind) = self.kind else { return rungs.to_vec() };
+        let deepest = kind.depths().last().copied();
+        let goal = |index: usize, to: Depth| {
+            let deeper = kind.depths().iter().copied().find(|depth| to <= *depth);
+            deeper.or(deepest.filter(|_| index == 0))
+        };
+        let goals: Vec<_> =
+            rungs.iter().enumerate().map(|(index, rung)| goal(index, rung.to)).collect();
+        let mut ladder = Vec::with_capacity(rungs.len());
+        for (index, (rung, goal)) in rungs.iter().zip(&goals).enumerate() {
+            let is_passed = goals[index + 1..].contains(goal);
+            if *goal != Some(rung.to) {
+                let becomes = match goal {
+                    Some(to) if !is_passed => format!("the session goes to `{to}` then"),
+                    Some(to) => format!("the session stays as it is until a later rung, to `{to}`"),
+                    None => "the session stays as deep as it is".to_owned(),
+                };
+                let path = ["idle", "sleep", &index.to_string(), "to"];
+                let wrong = format!("an engine of kind {kind} has no `{}`: {becomes}", rung.to);
+                self.found.note(&path, wrong, None);
+            }
+            if let Some(to) = goal.filter(|_| !is_passed) {
+                ladder.push(Rung { after: rung.after, to });
+            }
         }
+        ladder
+    }
+
+    fn never_removed(&mut self, path: &[&str], depth: Depth, docker: &DockerSpec) {
         let is_given = docker.container.is_some() || docker.label.is_some();
-        if kind == EngineKind::Docker && is_given && depth == Depth::Removed {
+        if self.kind == Some(EngineKind::Docker) && is_given && depth == Depth::Removed {
             self.found.value(path, "a container that Dormouse did not create is never removed");
         }
     }

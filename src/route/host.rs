@@ -269,6 +269,11 @@ fn check_capture_name(name: &str, known: &[String]) -> Result<(), String> {
 /// What remains must be a host wherever a capture stands for a plain letter.
 fn check_spelling(literals: &[String]) -> Result<(), String> {
     let sample = literals.join("a");
+    if sample.contains('*') {
+        return Err(
+            "`*` stands for nothing here: name the label, as in `{session}.example.com`".into()
+        );
+    }
     if sample.contains('}') {
         return Err("`}` without its `{`: a capture is `{name}`".into());
     }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use super::{
-    Clash, Engines, Route, RouteTable, check, host,
+    Clash, Engines, HostPattern, Route, RouteTable, check, host,
     recipe::Recipes,
-    source::{Position, RouteError},
+    source::{Position, RouteError, salvage},
 };
 
 /// No route needs more; what is larger is something else.
@@ -19,15 +19,49 @@ const FILE_MAX: u64 = 1024 * 1024;
 /// More errors would not be read by anybody.
 const ERRORS_MAX: usize = 1000;
 
+/// What the good files of a folder say, and what is wrong with the others.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The routes of the good files. The hosts of the others are closed.
+    pub table: RouteTable,
+    /// What is wrong with the others.
+    pub errors: Vec<RouteError>,
+}
+
 /// Reads every `*.toml` of `dir`. All of them, or none: one bad file fails the whole.
 ///
 /// Hidden files and those of other kinds are passed over. An empty folder is an empty table.
 pub fn load_dir(dir: &Path, engines: &Engines) -> Result<RouteTable, Vec<RouteError>> {
+    let Loaded { table, errors } = load(dir, engines)?;
+    if errors.is_empty() { Ok(table) } else { Err(errors) }
+}
+
+/// The same, without the files that are wrong, or that `check` finds wrong in a table of them. Fails
+/// where the folder cannot be read.
+pub fn load_good(
+    dir: &Path,
+    engines: &Engines,
+    check: impl Fn(&RouteTable) -> Vec<RouteError>,
+) -> Result<Loaded, Vec<RouteError>> {
+    let Loaded { table, mut errors } = load(dir, engines)?;
+    let more = check(&table);
+    if more.is_empty() {
+        return Ok(Loaded { table, errors });
+    }
+    errors.extend(more);
+    let alone = |route: &Arc<Route>| RouteTable::new([Route::clone(route)]);
+    let is_bad = |route: &&Arc<Route>| alone(route).is_ok_and(|table| !check(&table).is_empty());
+    let bad: Vec<_> = table.iter().filter(is_bad).map(|route| route.name.clone()).collect();
+    let table = table.closing(&bad, table.closed().to_vec());
+    Ok(Loaded { table, errors })
+}
+
+fn load(dir: &Path, engines: &Engines) -> Result<Loaded, Vec<RouteError>> {
     let files = route_files(dir).map_err(|error| vec![unreadable_dir(dir, &error)])?;
     let mut routes = Vec::with_capacity(files.len());
     let mut hosts_at = HashMap::with_capacity(files.len());
     let mut recipes = Recipes::default();
-    let mut errors = Vec::new();
+    let (mut errors, mut closed) = (Vec::new(), Vec::new());
     for file in files {
         match load_file(&file, engines) {
             Ok(Some((mut route, host_at))) => {
@@ -36,19 +70,27 @@ pub fn load_dir(dir: &Path, engines: &Engines) -> Result<RouteTable, Vec<RouteEr
                 routes.push(route);
             }
             Ok(None) => {}
-            Err(wrong) => errors.extend(wrong),
-        }
-        if errors.len() >= ERRORS_MAX {
-            break;
+            Err(wrong) => {
+                errors.extend(wrong);
+                closed.extend(host_of(&file));
+            }
         }
     }
-    match RouteTable::new(routes) {
-        Ok(table) if errors.is_empty() => return Ok(table),
-        Ok(_) => {}
-        Err(clashes) => errors.extend(clashes.iter().map(|clash| same_host(clash, &hosts_at))),
+    let (table, clashes) = RouteTable::with_clashes(routes);
+    errors.extend(clashes.iter().map(|clash| same_host(clash, &hosts_at)));
+    if errors.is_empty() {
+        return Ok(Loaded { table, errors });
     }
     errors.truncate(ERRORS_MAX);
-    Err(errors)
+    // Which of the two is meant is for the operator to say.
+    let twice: Vec<_> = clashes.iter().map(|clash| clash.first.name.clone()).collect();
+    Ok(Loaded { table: table.closing(&twice, closed), errors })
+}
+
+/// The host of a file that is wrong, where it can be made out.
+fn host_of(file: &Path) -> Option<HostPattern> {
+    let text = read(file).ok()??;
+    HostPattern::parse(&salvage(&text, "host")?).ok()
 }
 
 /// Whether a file of this name is a route. Editors' temporary files are not.

@@ -83,6 +83,12 @@ impl fmt::Display for RouteError {
 
 impl std::error::Error for RouteError {}
 
+/// The text of a key at the top of a file, also where the rest of it is broken.
+pub(crate) fn salvage(text: &str, key: &str) -> Option<String> {
+    let (table, _) = DeTable::parse_recoverable(text);
+    table.get_ref().get(key)?.get_ref().as_str().map(str::to_owned)
+}
+
 /// A file that is TOML.
 #[derive(Debug)]
 pub(crate) struct Source<'t> {
@@ -183,11 +189,12 @@ fn element<'a, 't>(
 pub(crate) struct Findings<'s> {
     source: &'s Source<'s>,
     errors: Vec<RouteError>,
+    notes: Vec<RouteError>,
 }
 
 impl<'s> Findings<'s> {
     pub(crate) fn new(source: &'s Source<'s>) -> Self {
-        Self { source, errors: Vec::new() }
+        Self { source, errors: Vec::new(), notes: Vec::new() }
     }
 
     /// The value at `path` is wrong.
@@ -200,15 +207,30 @@ impl<'s> Findings<'s> {
         self.push(self.source.key(path), message.into())
     }
 
+    /// The value at `path` is allowed, and does something else than it says.
+    pub(crate) fn note(&mut self, path: &[&str], message: impl Into<String>, hint: Option<&str>) {
+        let mut note = self.error(self.source.value(path), message.into());
+        note.hint = hint.map(str::to_owned);
+        self.notes.push(note);
+    }
+
+    /// All notes, in the order of the file.
+    pub(crate) fn take_notes(&mut self) -> Vec<RouteError> {
+        let mut notes = std::mem::take(&mut self.notes);
+        notes.sort_by_key(|note| note.at);
+        notes.truncate(ERRORS_MAX);
+        notes
+    }
+
     fn push(&mut self, range: Range<usize>, message: String) -> &mut RouteError {
-        let error = RouteError {
-            file: self.source.file.to_owned(),
-            at: Some(Position::of(self.source.text, range.start)),
-            message,
-            hint: None,
-        };
+        let error = self.error(range, message);
         self.errors.push(error);
         self.errors.last_mut().expect("one was pushed in the line above")
+    }
+
+    fn error(&self, range: Range<usize>, message: String) -> RouteError {
+        let at = Some(Position::of(self.source.text, range.start));
+        RouteError { file: self.source.file.to_owned(), at, message, hint: None }
     }
 
     /// `value` if nothing was found.

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Route, host::HOST_MAX};
+use super::{HostPattern, Route, host::HOST_MAX};
 
 /// All routes, by host and by name.
 ///
@@ -22,6 +22,9 @@ pub struct RouteTable {
     tails: HashMap<Box<str>, Heads>,
     /// The lengths of the tails that start within a label; the others start at a dot.
     tails_in_label: Lengths,
+    /// Hosts of files that cannot be used: no wider pattern takes them over.
+    closed: Vec<HostPattern>,
+    is_partial: bool,
 }
 
 /// The patterns with one tail, by what they start with.
@@ -47,6 +50,12 @@ impl RouteTable {
     /// Fails on routes with the same name, or with hosts that differ in nothing but the names of
     /// their captures.
     pub fn new(routes: impl IntoIterator<Item = Route>) -> Result<Self, Vec<Clash>> {
+        let (table, clashes) = Self::with_clashes(routes);
+        if clashes.is_empty() { Ok(table) } else { Err(clashes) }
+    }
+
+    /// The first of two that clash has its place.
+    pub(super) fn with_clashes(routes: impl IntoIterator<Item = Route>) -> (Self, Vec<Clash>) {
         let mut table = Self::default();
         let mut names: BTreeMap<Arc<str>, Arc<Route>> = BTreeMap::new();
         let mut shapes: HashMap<String, Arc<Route>> = HashMap::new();
@@ -68,7 +77,7 @@ impl RouteTable {
         for heads in table.tails.values_mut() {
             heads.sort();
         }
-        if clashes.is_empty() { Ok(table) } else { Err(clashes) }
+        (table, clashes)
     }
 
     fn add(&mut self, route: Arc<Route>) {
@@ -84,11 +93,41 @@ impl RouteTable {
         heads.routes.entry(host.head().into()).or_default().push(route);
     }
 
+    /// The same without some of them, whose hosts are closed, with those of `closed`.
+    pub(super) fn closing(&self, bad: &[Arc<str>], closed: Vec<HostPattern>) -> Self {
+        let mut table = Self { closed, is_partial: true, ..Self::default() };
+        let (bad, good): (Vec<_>, Vec<_>) =
+            self.named.iter().cloned().partition(|route| bad.contains(&route.name));
+        table.closed.extend(bad.iter().map(|route| route.host.clone()));
+        for route in &good {
+            table.add(Arc::clone(route));
+        }
+        table.named = good.into();
+        table.tails.values_mut().for_each(Heads::sort);
+        table
+    }
+
+    pub(super) fn closed(&self) -> &[HostPattern] {
+        &self.closed
+    }
+
+    /// Whether files were left out: then nobody knows what else is routed.
+    pub fn is_partial(&self) -> bool {
+        self.is_partial
+    }
+
     /// The route of a canonical host ([`super::canonical_host`]).
     ///
+    /// None for a host that a file which was left out has: a wider pattern may let others in.
+    pub fn lookup(&self, host: &str) -> Option<&Arc<Route>> {
+        let route = self.find(host)?;
+        let closed = self.closed.iter().filter(|closed| closed.values(host).is_some());
+        closed.map(rank).max().is_none_or(|closed| closed < rank(&route.host)).then_some(route)
+    }
+
     /// Allocates nothing. One hash look-up per label and per length of a tail that starts within
     /// a label (`-ide.example.com`), however many routes there are.
-    pub fn lookup(&self, host: &str) -> Option<&Arc<Route>> {
+    fn find(&self, host: &str) -> Option<&Arc<Route>> {
         if let Some(route) = self.exact.get(host) {
             return Some(route);
         }
@@ -127,6 +166,11 @@ impl RouteTable {
     pub fn is_empty(&self) -> bool {
         self.named.is_empty()
     }
+}
+
+/// Of two patterns that match a host, the one with the higher rank has it.
+fn rank(host: &HostPattern) -> (bool, usize, usize, usize) {
+    (host.is_exact(), host.tail().len(), host.head().len(), host.middle_len())
 }
 
 impl fmt::Debug for RouteTable {

@@ -58,6 +58,13 @@ impl Text for DurationText {
     const EXPECTED: &'static str = "a duration such as \"30s\", \"15m\" or \"2h\"";
 
     fn parse(text: &str) -> Result<Self, String> {
+        // A month to humantime, and to a person a slip of the shift key.
+        if text.split(|letter: char| !letter.is_alphabetic()).any(|unit| unit == "M") {
+            let minutes = text.replace('M', "m");
+            return Err(format!(
+                "`M` would be months: write \"{minutes}\" for minutes, or count in days"
+            ));
+        }
         let duration =
             humantime::parse_duration(text).map_err(|_| format!("`{text}` is no duration"))?;
         if duration > DURATION_MAX {

@@ -22,7 +22,7 @@ async fn a_reload_tells_what_has_changed() {
     let nothing = ask(&bed, "POST /v1/reload").await;
     let expected = serde_json::json!({
         "routes": 1, "added": [], "changed": [], "removed": [],
-        "certificates": 0, "certificate_errors": [],
+        "certificates": 0, "certificate_errors": [], "waiting": [],
     });
     assert_eq!((nothing.status, nothing.json()), (200, expected));
 

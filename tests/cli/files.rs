@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use crate::{
     admin_bed::{ROUTE, TOKEN},
-    command::{DONE, UNKNOWN, UNREACHABLE, USAGE, command, dormouse},
+    command::{DONE, FAILED, UNKNOWN, UNREACHABLE, USAGE, command, dormouse},
 };
 
 /// A folder as an operator has it. Nobody listens on its admin socket.
@@ -71,7 +71,7 @@ async fn what_an_engine_s_name_means_can_be_swapped_for_one_run() {
     let docker = check(&["--engine", "main=docker"]).await.code(USAGE);
     docker.complains("routes/demo.toml:3:1: nothing says which container");
     let pods = check(&["--engine", "main=kubernetes"]).await.code(USAGE);
-    pods.complains("routes/demo.toml:6:").complains("paused");
+    pods.complains("nothing says what the Pod runs");
     check(&["--engine", "main=fly"]).await.code(USAGE).complains("[engines.main.fly]");
     let unknown = check(&["--engine", "man=docker"]).await.code(USAGE);
     unknown.complains("no engine is called `man`").complains("did you mean `main`?");
@@ -348,4 +348,43 @@ async fn check_tells_of_access_that_one_user_has_to_all_sessions() {
     let text = format!("{exact}[access]\nbasic = {{ users = \"users\" }}\n");
     fs::write(folder.path().join("routes/demo.toml"), text).unwrap();
     assert_eq!(dormouse(folder.path(), &["check"]).await.code(DONE).err, "");
+}
+
+#[tokio::test]
+async fn check_notes_what_the_engine_does_otherwise() {
+    let folder = folder();
+    let route = "host = \"{session}.example\"\n[instance]\ncommand = [\"serve\", \"--port=$PORT\"]\n\
+                 memory = \"64MiB\"\n[idle]\nsleep = [{ after = \"2m\", to = \"suspended\" }]\n";
+    write(folder.path(), "routes/demo.toml", route);
+    let ended = dormouse(folder.path(), &["check"]).await.code(DONE);
+    ended
+        .complains("note: routes/demo.toml:3:21: `$PORT` stays as it is")
+        .complains("hint: write `{port}`")
+        .complains("note: routes/demo.toml:4:10: `memory` does nothing")
+        .complains("an engine of kind process has no `suspended`: the session goes to `stopped`");
+    let data = dormouse(folder.path(), &["check", "--json"]).await.code(DONE).json();
+    assert_eq!(data["notes"].as_array().unwrap().len(), 3, "{data}");
+}
+
+/// What stops a start is said once, with the file or the address that it is about.
+#[tokio::test]
+async fn a_start_that_fails_says_why_and_where() {
+    let folder = folder();
+    let missing = "[listen]\nadmin = \"unix:admin.sock\"\n[admin]\ntoken_file = \"nope\"\n";
+    write(folder.path(), "dormouse.toml", missing);
+    let ended = dormouse(folder.path(), &["run"]).await.code(FAILED);
+    ended.complains("/nope (admin.token_file): cannot be read: No such file or directory");
+    assert_eq!(ended.err.matches("No such file").count(), 1, "{}", ended.err);
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().map(|at| (taken, at)).unwrap();
+    let listen = |at: &str| format!("[listen]\nhttp = [\"{at}\"]\nadmin = \"unix:admin.sock\"\n");
+    write(folder.path(), "dormouse.toml", &listen(&taken.1.to_string()));
+    let ended = dormouse(folder.path(), &["run"]).await.code(FAILED);
+    ended.complains("(listen.http)").complains("is something else listening there?");
+    write(folder.path(), "dormouse.toml", &listen("192.0.2.1:8080"));
+    let ended = dormouse(folder.path(), &["run"]).await.code(FAILED);
+    ended.complains("cannot listen on 192.0.2.1:8080 (listen.http)");
+    ended.complains("no interface has this address");
+    assert!(!ended.err.contains("something else"), "{}", ended.err);
 }

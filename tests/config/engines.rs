@@ -156,8 +156,7 @@ poll = "1m"
         said_of_route(&config, "lan", &ladder)
     };
     assert_eq!(route("stopped"), "");
-    let error = route("paused");
-    assert!(error.contains("an engine of kind command has no `paused`"), "{error}");
+    assert_eq!(route("paused"), "", "it falls to `stopped`");
 }
 
 #[test]
@@ -526,4 +525,43 @@ command.run = ["x"]
         "dormouse.toml:15:1: `command` is for kind = \"command\" only",
     ];
     assert_eq!(errors(text), expected);
+}
+
+#[test]
+fn the_default_engines_stay_beside_others() {
+    let names = |text: &str| parse(text).unwrap().engines.into_keys().collect::<Vec<_>>();
+    assert_eq!(names("[engines.lab]\nkind = \"process\"\n"), ["docker", "lab", "local"]);
+    // The same containers twice: each would put the other's to sleep.
+    let twin = "[engines.desk]\nkind = \"docker\"\n";
+    assert_eq!(names(twin), ["desk", "local"]);
+    assert_eq!(names(&format!("{twin}owner = \"b\"\n")), ["desk", "docker", "local"]);
+    let config = parse("[engines.lab]\nkind = \"process\"\n").unwrap();
+    assert!(config.docker_is_implied);
+    assert!(!parse("[engines.docker]\nkind = \"docker\"\n").unwrap().docker_is_implied);
+    let odd = |_: &str| Some("npipe://x".to_owned());
+    let local = "[engines.lab]\nkind = \"process\"\n";
+    let config = Config::parse(Path::new("/etc/dormouse.toml"), local, odd).unwrap();
+    assert!(!config.engines.contains_key("docker"), "nobody asked for Docker");
+}
+
+/// Every key that a file may say, with its name as a reload tells it.
+#[test]
+fn an_edited_key_has_a_name() {
+    let before = parse("").unwrap();
+    for (text, key) in [
+        ("[listen]\nhttp = [\"127.0.0.1:1\"]", "listen.http"),
+        ("[tls]\nmin_version = \"1.3\"", "tls.min_version"),
+        ("[admin]\ntoken_file = \"t\"", "admin.token_file"),
+        ("[paths]\nroutes = \"r\"", "paths.routes"),
+        ("[limits]\nheld = 1", "limits.held"),
+        ("[http2]\nstreams = 1", "http2.streams"),
+        ("[timeouts]\nconnect = \"1s\"", "timeouts.connect"),
+        ("[shutdown]\ndrain = \"1s\"", "shutdown.drain"),
+        ("[links]\nkeys = { a = \"k\" }", "links.keys.a"),
+        ("[log]\naccess = \"a\"", "log.access"),
+        ("[engines.x]\nkind = \"process\"", "engines"),
+    ] {
+        assert_eq!(before.different_keys(&parse(text).unwrap()), [key], "{text}");
+    }
+    assert_eq!(before.different_keys(&parse("[limits]\nheld = 10000").unwrap()), [""; 0]);
 }

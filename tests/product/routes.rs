@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     life::{Socket, motion, who},
-    support::{DORMOUSE, Edge, Setup, client, witnessed},
+    support::{DORMOUSE, Edge, Setup, client, wait_exit, witnessed},
 };
 
 /// Requests without a pause: some on connections that are kept, some on new ones.
@@ -297,4 +297,54 @@ async fn the_command_line_reloads_and_says_what_is_wrong() {
     let (code, _, complaint) = dormouse(&edge, &["sessions"]);
     assert_eq!(code, 3);
     assert!(complaint.contains("cannot be reached"), "{complaint}");
+}
+
+/// A typo in one file takes no other route away, and nothing that runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_starts_with_its_good_routes_and_leaves_alone_what_a_bad_file_may_have_held() {
+    let mut edge = Setup::new().route("demo", &witnessed("", "")).start();
+    let other = witnessed("", "").replace("{session}.test", "{session}.other");
+    edge.write_route("other", &other);
+    edge.wait_until("both are routed", |edge| edge.metric(&["dormouse_routes "]) == 2.0);
+    assert_eq!(get(&client(), &edge.url("alice.test", "/")).await.0, 200);
+    assert_eq!(get(&client(), &edge.url("bob.other", "/")).await.0, 200);
+    edge.kill();
+    edge.announce("this file is left out").announce("the routes stay as they were");
+    edge.write_route("other", &format!("{other}\nnonsense = 1\n"));
+
+    let refused = wait_exit(&mut edge.launch(&["--strict"]));
+    assert_eq!(refused.code(), Some(2));
+    edge.spawn(&[]);
+    edge.wait_state("alice.test", "idle");
+    assert_eq!(get(&client(), &edge.url("alice.test", "/")).await.0, 200);
+    assert_eq!(get(&client(), &edge.url("bob.other", "/")).await.0, 404);
+    assert_eq!(edge.metric(&["dormouse_route_errors "]), 1.0);
+    let told = edge.admin_get("/v1/routes").to_string();
+    assert!(told.contains("nonsense"), "{told}");
+    edge.wait_until("it is seen", |edge| 0 < edge.log_count(&["bob.other", "left as it is"]));
+
+    edge.write_route("other", &other);
+    edge.wait_state("bob.other", "idle");
+    assert_eq!(edge.starts("bob.other"), 1, "it ran on");
+    assert_eq!(get(&client(), &edge.url("bob.other", "/")).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_names_the_keys_that_wait_for_a_restart_and_where_the_file_is_wrong() {
+    let mut edge = Setup::new().route("demo", &witnessed("", "")).start();
+    edge.announce("wait for a restart").announce("nothing is reloaded");
+    let file = edge.path("dormouse.toml");
+    let before = std::fs::read_to_string(&file).expect("the settings");
+    std::fs::write(&file, format!("{before}\n[shutdown]\ndrain = \"7s\"\n")).expect("written");
+    let (code, text, _) = dormouse(&edge, &["reload"]);
+    assert_eq!(code, 0);
+    assert!(text.contains("\nwaits for a restart: shutdown.drain"), "{text}");
+    assert!(!text.contains("nothing has changed"), "{text}");
+    std::fs::write(&file, format!("{before}\n[shutdown]\ndrian = \"7s\"\n")).expect("written");
+    let (status, told) = edge.admin_post("/v1/reload");
+    assert_eq!(status, 422);
+    assert!(told.to_string().contains("unknown key `drian`"), "{told}");
+    std::fs::write(&file, before).expect("written");
+    let (_, text, _) = dormouse(&edge, &["reload"]);
+    assert!(text.contains("nothing has changed"), "{text}");
 }

@@ -245,7 +245,7 @@ fn refused(dir: &Path, listen: &str, routes: &[(&str, &str)]) -> (Option<i32>, S
         fs::write(dir.join("routes").join(name), text).expect("a file");
     }
     let mut child = Command::new(DORMOUSE)
-        .args(["run", "--config"])
+        .args(["run", "--strict", "--config"])
         .arg(dir.join("dormouse.toml"))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -278,7 +278,7 @@ fn an_address_in_use_is_a_clear_error() {
 }
 
 #[test]
-fn wrong_routes_at_boot_are_all_told() {
+fn wrong_routes_are_all_told_where_a_start_is_strict() {
     let dir = tempfile::tempdir().expect("a folder");
     let (http, admin) = (crate::support::free_port(), crate::support::free_port());
     let listen = format!("http = [\"{http}\"]\nadmin = \"{admin}\"");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use dormouse::{
-    route::{is_route_file, load_dir},
+    route::{is_route_file, load_dir, load_good},
     watch::watch,
 };
 
@@ -207,4 +207,35 @@ fn a_watch_may_be_dropped_by_what_it_calls() {
     write(dir.path(), "one.toml", "one.e");
     drops.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(slot.lock().unwrap().is_none());
+}
+
+#[test]
+fn good_files_are_routes_beside_bad_ones_whose_hosts_are_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "all.toml", "{session}.e");
+    write(dir.path(), "good.toml", "good.e");
+    write(dir.path(), "twin-a.toml", "twin.e");
+    write(dir.path(), "twin-b.toml", "twin.e");
+    write(dir.path(), "checked.toml", "checked.e");
+    fs::write(dir.path().join("typo.toml"), "host = \"typo.e\"\nengin = \"local\"").unwrap();
+    fs::write(dir.path().join("cut.toml"), "host = \"cut.e\"\n[instance\nx =").unwrap();
+    // As `check` finds it where a file of passwords is missing.
+    let check = |table: &dormouse::route::RouteTable| match table.get("checked") {
+        Some(route) => vec![dormouse::route::RouteError {
+            file: route.file.clone(),
+            at: None,
+            message: "no".to_owned(),
+            hint: None,
+        }],
+        None => Vec::new(),
+    };
+    let loaded = load_good(dir.path(), &engines(), check).unwrap();
+    assert!(loaded.table.is_partial());
+    let of = |host: &str| loaded.table.lookup(host).map(|route| route.name.to_string());
+    assert_eq!(of("good.e").as_deref(), Some("good"));
+    assert_eq!(of("alice.e").as_deref(), Some("all"));
+    for closed in ["typo.e", "cut.e", "twin.e", "checked.e"] {
+        assert_eq!(of(closed), None, "{closed}: the wider pattern may let others in");
+    }
+    assert!(load_good(Path::new("/nowhere/routes"), &engines(), |_| Vec::new()).is_err());
 }

@@ -185,3 +185,42 @@ fn no_secret_in_debug_or_in_errors() {
     let env = error("instance.env = { TOKEN = 4711 }");
     assert!(!env.contains("4711"), "{env}");
 }
+
+/// One file for every engine: what one lacks falls to the next deeper depth that it has, and never
+/// before the route says so.
+#[test]
+fn a_rung_that_the_engine_lacks_falls_to_the_next_that_it_has() {
+    let fallen = |rungs: &[(&str, &str)]| {
+        let rungs: Vec<_> = rungs
+            .iter()
+            .map(|(after, to)| format!("{{ after = \"{after}\", to = \"{to}\" }}"))
+            .collect();
+        let text = format!(
+            "host = \"a.e\"\ninstance.command = [\"x\"]\nidle.sleep = [{}]",
+            rungs.join(", ")
+        );
+        let route = parse("demo", &text).unwrap();
+        let ladder: Vec<_> = route
+            .recipe
+            .policy
+            .ladder
+            .iter()
+            .map(|rung| (rung.after.as_secs() / 60, rung.to.as_str()))
+            .collect();
+        (ladder, route.notes.len())
+    };
+    let paused_stopped = vec![(2, "paused"), (15, "stopped")];
+    let readme = [("2m", "paused"), ("15m", "stopped"), ("7d", "removed")];
+    assert_eq!(fallen(&readme), (paused_stopped, 1), "there is nothing deeper than `stopped`");
+    assert_eq!(fallen(&[("2m", "suspended")]), (vec![(2, "stopped")], 1));
+    let own = [("2m", "suspended"), ("15m", "stopped")];
+    assert_eq!(fallen(&own), (vec![(15, "stopped")], 1), "not stopped before the route says so");
+    assert_eq!(fallen(&[("7d", "removed")]), (vec![(7 * 24 * 60, "stopped")], 1));
+    assert_eq!(fallen(&[("2m", "paused")]), (vec![(2, "paused")], 0));
+}
+
+#[test]
+fn a_month_is_no_minute() {
+    let said = error("idle.after = \"15M\"");
+    assert!(said.contains("`M` would be months: write \"15m\" for minutes"), "{said}");
+}

@@ -29,11 +29,29 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const FORMS: &str = "expected unix:///path, tcp://HOST:PORT, https://HOST:PORT or \
                      ssh://[USER@]HOST[:PORT]";
 
-pub(super) fn default_engines() -> BTreeMap<String, EngineTable> {
-    BTreeMap::from([
-        ("local".to_owned(), EngineTable::of(KindWord::Process)),
-        ("docker".to_owned(), EngineTable::of(KindWord::Docker)),
-    ])
+const DOCKER: &str = "docker";
+
+/// Those that are there unless the file says otherwise.
+pub(super) fn add_defaults(tables: &mut BTreeMap<String, EngineTable>) {
+    for (name, kind) in [("local", KindWord::Process), (DOCKER, KindWord::Docker)] {
+        tables.entry(name.to_owned()).or_insert_with(|| EngineTable::of(kind));
+    }
+}
+
+/// Two engines on one daemon, of one owner, would each put the other's containers to sleep: the one
+/// that the file does not write is left out.
+pub(super) fn leave_out_twin(engines: &mut BTreeMap<String, EngineConfig>) -> bool {
+    let daemon = |engine: &EngineConfig| match engine {
+        EngineConfig::Docker(docker) => Some((docker.endpoint.clone(), docker.owner.clone())),
+        _ => None,
+    };
+    let ours = engines.get(DOCKER).and_then(daemon);
+    let others = engines.iter().filter(|(name, _)| *name != DOCKER);
+    let has_twin = ours.is_some() && others.map(|(_, other)| daemon(other)).any(|it| it == ours);
+    if has_twin {
+        engines.remove(DOCKER);
+    }
+    ours.is_some() && !has_twin
 }
 
 impl Check<'_> {

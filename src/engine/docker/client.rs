@@ -419,10 +419,15 @@ impl Client {
     }
 }
 
+/// They name a part of the client library, which nobody can mend.
+const LIBRARY_WORDS: &str = "Error in the hyper legacy client: ";
+
 /// The error with what caused it; the outermost words alone say little.
 pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| {
+    let text = error.to_string();
+    let text = text.strip_prefix(LIBRARY_WORDS).unwrap_or(&text).to_owned();
+    causes.fold(text, |text, cause| {
         let cause = cause.to_string();
         if text.contains(&cause) { text } else { format!("{text}: {cause}") }
     })

@@ -77,6 +77,7 @@ impl Check<'_> {
             self.template(path, text, reserved);
         });
         self.what_the_kind_needs(&spec);
+        self.what_does_nothing(&spec);
         self.isolation(isolation, &spec);
         spec
     }
@@ -109,6 +110,37 @@ impl Check<'_> {
                     Some(hint.into());
             }
             _ => {}
+        }
+    }
+
+    /// Not errors: the same file may run on another engine.
+    fn what_does_nothing(&mut self, spec: &Spec) {
+        let limits = [
+            ("memory", spec.memory.is_some()),
+            ("cpus", spec.nano_cpus.is_some()),
+            ("pids", spec.pids.is_some()),
+        ];
+        let limits = limits.iter().filter(|(_, is_set)| *is_set);
+        for (key, _) in limits.filter(|_| self.kind == Some(EngineKind::Process)) {
+            let wrong = format!("`{key}` does nothing: an engine of kind process limits nothing");
+            let hint = "limit the edge's own cgroup, or use an engine that isolates";
+            self.found.note(&["instance", key], wrong, Some(hint));
+        }
+        let is_shell = |word: &String| word.rsplit('/').next().is_some_and(|n| n.ends_with("sh"));
+        if spec.command.iter().any(is_shell) {
+            return;
+        }
+        for (index, argument) in spec.command.iter().enumerate() {
+            let Some(name) = ["PORT", "HOST", "ADDRESS"]
+                .iter()
+                .find(|name| argument.split('$').skip(1).any(|behind| behind.starts_with(**name)))
+            else {
+                continue;
+            };
+            let place = ["instance", "command", &index.to_string()];
+            let wrong = format!("`${name}` stays as it is: no shell reads this command");
+            let hint = format!("write `{{{}}}`", name.to_ascii_lowercase());
+            self.found.note(&place, wrong, Some(&hint));
         }
     }
 

@@ -4,6 +4,7 @@
 //! handshake: it is asked for a name, and told when to read the folders again.
 
 mod dev;
+mod keys;
 mod mint;
 mod pair;
 mod shelf;
@@ -23,10 +24,13 @@ use rustls::sign::CertifiedKey;
 pub use {
     mint::{DEV_FOLDER, MintError, Minted, mint_dev},
     pair::{Pair, is_cert_file},
+    shelf::Offer,
 };
 
 use crate::{metrics::METRICS, route::RouteError};
 use dev::Dev;
+use keys::Keys;
+use pair::{CERTBOT, Files};
 use shelf::Shelf;
 
 /// A certificate that ends sooner is reported.
@@ -76,12 +80,12 @@ impl Certs {
         self
     }
 
-    /// The certificate for a name as a ClientHello says it, or for an IP address where it says
-    /// none. An exact name beats a wildcard.
-    pub fn resolve(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+    /// The certificates for a name as a ClientHello says it, or for an IP address where it says
+    /// none: one of each kind of key. An exact name beats a wildcard.
+    pub fn resolve(&self, name: &str) -> Option<Offer> {
         let name = canonical(name);
         let shelf = self.shelf.load();
-        let minted = || self.dev.load().as_ref()?.resolve(&name);
+        let minted = || Some(Offer::from(self.dev.load().as_ref()?.resolve(&name)?));
         shelf.exact(&name).or_else(minted).or_else(|| shelf.wildcard(&name))
     }
 
@@ -194,22 +198,45 @@ pub fn load_dir(
     let files = match pair::files(folder) {
         Ok(files) => files,
         Err(error) => {
-            let stay = before.values().filter(|pair| pair.file.parent() == Some(folder));
+            let stay = before.values().filter(|pair| pair.file.starts_with(folder));
             return (stay.cloned().collect(), vec![error]);
         }
     };
-    let (mut pairs, mut errors) = (Vec::with_capacity(files.len()), Vec::new());
-    for file in files {
-        match Pair::read(&file) {
-            Ok(Some(pair)) => pairs.push(Arc::new(pair)),
-            Ok(None) => {}
-            Err(error) => {
-                pairs.extend(before.get(&file).cloned());
-                errors.push(error);
+    let Files { certificates, keys, below } = files;
+    let (mut pairs, mut errors) = (Vec::with_capacity(certificates.len()), Vec::new());
+    let mut read = |file: &Path, keys: &Keys<'_>| match Pair::read(file, keys) {
+        Ok(Some(pair)) => pairs.push(Arc::new(pair)),
+        Ok(None) => {
+            // It is a certificate's, and holds none any more.
+            if let Some(before) = before.get(file).filter(|_| file.is_file()) {
+                pairs.push(Arc::clone(before));
+                errors.push(pair::none(file));
             }
         }
+        Err(error) => {
+            pairs.extend(before.get(file).cloned());
+            errors.push(error);
+        }
+    };
+    let keys = Keys::of(&keys);
+    certificates.iter().for_each(|file| read(file, &keys));
+    for folder in below {
+        let [chain, key] = CERTBOT.map(|name| folder.join(name));
+        read(&chain, &Keys::of(&[key]));
     }
-    (pairs, errors)
+    (longest(pairs), errors)
+}
+
+/// Without those that are another one with fewer of its issuers: certbot's `cert.pem` beside its
+/// `fullchain.pem`.
+fn longest(pairs: Vec<Arc<Pair>>) -> Vec<Arc<Pair>> {
+    let mut lengths: HashMap<&[u8], usize> = HashMap::with_capacity(pairs.len());
+    for pair in &pairs {
+        let length = lengths.entry(pair.leaf()).or_default();
+        *length = pair.key.cert.len().max(*length);
+    }
+    let is_whole = |pair: &&Arc<Pair>| lengths.get(pair.leaf()) == Some(&pair.key.cert.len());
+    pairs.iter().filter(is_whole).cloned().collect()
 }
 
 /// Says what has changed, once.

@@ -174,7 +174,9 @@ impl BackgroundService for Expiry {
                 () = sleep(HOUR) => {}
                 _ = shutdown.changed() => return,
             }
-            self.0.count();
+            // What is not watched, too: folders of one certificate each.
+            let certs = Arc::clone(&self.0);
+            let _ = tokio::task::spawn_blocking(move || certs.reload()).await;
             if hour % 24 == 0 {
                 self.0.tell_expiring();
             }

@@ -30,7 +30,7 @@ fn put(folder: &Path, name: &str, (certificate, key): &(String, String)) {
 fn serves(certs: &Certs, name: &str, (certificate, _): &(String, String)) -> bool {
     use rustls::pki_types::{CertificateDer, pem::PemObject as _};
     let wanted = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM");
-    certs.resolve(name).is_some_and(|key| key.cert == [wanted])
+    certs.resolve(name).is_some_and(|offer| offer.keys()[0].cert == [wanted])
 }
 
 fn folder() -> TempDir {
@@ -126,6 +126,46 @@ fn one_file_may_hold_both_and_temporary_files_are_passed_over() {
     assert_eq!(certs.errors().len(), 1, "b.crt has no key");
 }
 
+/// A pair of another kind of key than `minted`'s.
+fn ed25519(names: &[&str], year: i32) -> (String, String) {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).expect("names");
+    params.not_after = rcgen::date_time_ymd(year, 1, 1);
+    let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key");
+    (params.self_signed(&key).expect("a certificate").pem(), key.serialize_pem())
+}
+
+#[test]
+fn one_name_has_a_certificate_of_each_kind_and_one_that_is_over_comes_last() {
+    use rustls::SignatureScheme::{ECDSA_NISTP256_SHA256, ED25519, RSA_PSS_SHA256};
+    let (ours, acme) = (folder(), folder());
+    let (ecdsa, other) = (minted(&["a.test"], 2080), ed25519(&["a.test"], 2070));
+    put(ours.path(), "1", &ecdsa);
+    put(ours.path(), "2", &other);
+    put(ours.path(), "over", &minted(&["a.test"], 2020));
+    put(acme.path(), "b", &ed25519(&["b.test"], 2090));
+    let certs = Certs::load([ours.path().to_owned(), acme.path().to_owned()]);
+    let chosen = |schemes: &[rustls::SignatureScheme]| {
+        let key = certs.resolve("a.test").expect("served").choose(schemes).expect("one");
+        key.cert[0].to_vec()
+    };
+    let der = |(pem, _): &(String, String)| {
+        use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+        CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM").to_vec()
+    };
+    assert_eq!(chosen(&[ED25519, ECDSA_NISTP256_SHA256]), der(&ecdsa));
+    assert_eq!(chosen(&[ED25519]), der(&other));
+    // Who can check none of them is told so by its own library.
+    assert_eq!(chosen(&[RSA_PSS_SHA256]), der(&ecdsa));
+    put(ours.path(), "1", &minted(&["a.test"], 2021));
+    assert_eq!(certs.reload(), []);
+    assert_eq!(chosen(&[ED25519, ECDSA_NISTP256_SHA256]), der(&other));
+    // A name belongs to the first folder that has it, all kinds of it.
+    put(acme.path(), "a", &ed25519(&["a.test"], 2099));
+    certs.reload();
+    assert_eq!(chosen(&[ED25519]), der(&other));
+}
+
 #[test]
 fn a_key_that_others_can_read_and_an_end_that_is_near_are_told() {
     let folder = folder();
@@ -146,7 +186,7 @@ fn challenges_are_apart_from_certificates() {
     let folder = folder();
     put(folder.path(), "a", &minted(&["a.test"], 2090));
     let certs = Certs::load([folder.path().to_owned()]);
-    let key = certs.resolve("a.test").expect("there");
+    let key = Arc::clone(&certs.resolve("a.test").expect("there").keys()[0]);
     assert!(certs.challenge("a.test").is_none());
     certs.answer_challenge("New.test", Arc::clone(&key)).expect("room");
     assert!(certs.challenge("new.TEST").is_some() && certs.resolve("new.test").is_none());
@@ -190,9 +230,10 @@ fn each_name_under_localhost_gets_a_certificate_of_its_own_from_the_dev_authorit
     assert!(served.resolve("alice.localhost").is_none());
     mint_dev(certs.path(), state.path(), &["*.localhost".to_owned()]).expect("minted");
     served.reload();
-    let alice = served.resolve("alice.localhost").expect("minted");
-    assert!(Arc::ptr_eq(&alice, &served.resolve("ALICE.localhost").expect("remembered")));
-    let bob = served.resolve("bob.localhost").expect("minted");
+    let minted = |name: &str| Arc::clone(&served.resolve(name).expect("minted").keys()[0]);
+    let alice = minted("alice.localhost");
+    assert!(Arc::ptr_eq(&alice, &minted("ALICE.localhost")), "remembered");
+    let bob = minted("bob.localhost");
     assert!(alice.cert != bob.cert);
     for other in ["localhost", "a.b.localhost", "alice.test", "alice.localhost.test"] {
         assert!(served.resolve(other).is_none(), "{other}");

@@ -32,7 +32,7 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake, server::TlsStream};
 
 use crate::{
     acme::Acme,
-    certs::Certs,
+    certs::{Certs, Offer},
     config::{ClientAuth, Tls, TlsVersion},
     route::canonical_host,
 };
@@ -146,18 +146,18 @@ impl Handshakes {
         if is_challenge(&start.client_hello()) {
             return Err(self.answer_challenge(start, server_name.as_deref()).await);
         }
-        let key = match (&server_name, local) {
+        let offer = match (&server_name, local) {
             (Some(name), _) => self.certs.resolve(name),
             (None, Some(address)) if named.is_none() => self.certs.resolve(&address.to_string()),
             (None, _) => None,
         };
-        let key = match (key, &server_name, acme) {
+        let offer = match (offer, &server_name, acme) {
             (None, Some(name), Some(acme)) if acme.obtain(name).await => self.certs.resolve(name),
-            (key, ..) => key,
+            (offer, ..) => offer,
         };
-        let Some(key) = key else { return Err(refuse(start).await) };
+        let Some(offer) = offer else { return Err(refuse(start).await) };
         let told = server_name.as_deref().map(hello);
-        let stream = start.into_stream(Arc::new(self.config(key))).await?;
+        let stream = start.into_stream(Arc::new(self.config(offer))).await?;
         let (_, session) = stream.get_ref();
         let certificate = session.peer_certificates().and_then(|chain| chain.first()).cloned();
         let http2 = session.alpn_protocol() == Some(H2);
@@ -167,9 +167,9 @@ impl Handshakes {
         Ok((stream, Told { server_name, certificate, http2 }, told))
     }
 
-    fn config(&self, key: Arc<CertifiedKey>) -> ServerConfig {
+    fn config(&self, offer: Offer) -> ServerConfig {
         let mut config = self.config.clone();
-        config.cert_resolver = Arc::new(Only(key));
+        config.cert_resolver = Arc::new(Offered(offer));
         config
     }
 
@@ -178,7 +178,7 @@ impl Handshakes {
         let Some(key) = name.and_then(|name| self.certs.challenge(name)) else {
             return refuse(start).await;
         };
-        let mut config = self.config(key);
+        let mut config = self.config(key.into());
         config.alpn_protocols = vec![ACME.to_vec()];
         match start.into_stream(Arc::new(config)).await {
             Ok(mut stream) => {
@@ -237,13 +237,14 @@ fn digest(session: &ServerConnection) -> SslDigest {
     SslDigest::new(cipher.unwrap_or_default(), version, None, None, Vec::new())
 }
 
-/// The certificate that was chosen by the ClientHello.
+/// The certificates of the name in the ClientHello. Chosen among here, where rustls has taken out
+/// the signatures that do not go with the client's cipher suites.
 #[derive(Debug)]
-struct Only(Arc<CertifiedKey>);
+struct Offered(Offer);
 
-impl ResolvesServerCert for Only {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0))
+impl ResolvesServerCert for Offered {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.choose(hello.signature_schemes())
     }
 }
 

@@ -104,3 +104,120 @@ async fn check_tells_of_a_redirect_to_nowhere_and_of_a_client_ca_that_is_none() 
     let ended = dormouse(folder.path(), &["check"]).await.code(USAGE);
     ended.complains("ca.pem: there is no certificate in it");
 }
+
+fn openssl(folder: &Path, args: &str) {
+    let command =
+        std::process::Command::new("openssl").args(args.split(' ')).current_dir(folder).output();
+    let ended = command.unwrap();
+    assert!(ended.status.success(), "{args}: {}", String::from_utf8_lossy(&ended.stderr));
+}
+
+/// An authority in `made/`, and a certificate by it for `*.localhost`, as openssl makes them.
+fn made(folder: &Path, key: &str) {
+    let made = folder.join("made");
+    fs::create_dir_all(&made).unwrap();
+    openssl(
+        &made,
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out chain.pem -subj /CN=ca -days 99",
+    );
+    openssl(
+        &made,
+        &format!(
+            "req -x509 -CA chain.pem -CAkey ca.key -newkey {key} -nodes -keyout privkey.pem -out cert.pem -subj /CN=a -addext subjectAltName=DNS:*.localhost -addext basicConstraints=critical,CA:FALSE -days 99"
+        ),
+    );
+    let text = |name: &str| fs::read_to_string(made.join(name)).unwrap();
+    fs::write(made.join("fullchain.pem"), text("cert.pem") + &text("chain.pem")).unwrap();
+}
+
+const CERTBOT: [&str; 4] = ["cert.pem", "chain.pem", "fullchain.pem", "privkey.pem"];
+
+#[tokio::test]
+async fn the_files_of_certbot_are_one_certificate_beside_each_other_and_in_folders() {
+    let folder = folder(HTTPS);
+    let path = |name: &str| folder.path().join(name);
+    made(folder.path(), "rsa:2048");
+    fs::create_dir(path("certs")).unwrap();
+    for name in CERTBOT {
+        fs::copy(path("made").join(name), path("certs").join(name)).unwrap();
+    }
+    let check = dormouse(folder.path(), &["check"]).await.code(DONE);
+    check.says(", 1 certificate (");
+    assert_eq!(check.err, "");
+
+    // `certs` is certbot's `live`.
+    fs::remove_dir_all(path("certs")).unwrap();
+    fs::create_dir_all(path("certs/a.test")).unwrap();
+    fs::write(path("certs/README"), "This directory contains your keys and certificates.\n")
+        .unwrap();
+    for name in CERTBOT {
+        let target = Path::new("../../made").join(name);
+        std::os::unix::fs::symlink(target, path("certs/a.test").join(name)).unwrap();
+    }
+    let check = dormouse(folder.path(), &["check"]).await.code(DONE);
+    check.says(", 1 certificate (");
+    assert_eq!(check.err, "");
+    // A folder that is no certificate's is nobody's.
+    fs::create_dir_all(path("certs/old")).unwrap();
+    fs::write(path("certs/old/x.pem"), "nonsense").unwrap();
+    dormouse(folder.path(), &["check"]).await.code(DONE).says(", 1 certificate (");
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_told_with_its_file_its_cause_and_what_to_do() {
+    let folder = folder(HTTPS);
+    let path = |name: &str| folder.path().join(name);
+    let put = |name: &str, text: &str| {
+        fs::create_dir_all(path("certs")).unwrap();
+        fs::write(path("certs").join(name), text).unwrap();
+    };
+    let text = |name: &str| fs::read_to_string(path("made").join(name)).unwrap();
+    let told = async |parts: &[&str]| {
+        let check = dormouse(folder.path(), &["check"]).await.code(USAGE);
+        parts.iter().for_each(|part| drop(check.complains(part)));
+        check.complains("1 error");
+        fs::remove_dir_all(path("certs")).unwrap();
+    };
+    made(folder.path(), "rsa:2048");
+    put("a.pem", &(text("chain.pem") + &text("cert.pem")));
+    put("a.key", &text("privkey.pem"));
+    let order = "certs/a.pem: the host's own certificate is number 2 in it, and must be the first";
+    told(&[order, "cat cert.pem chain.pem"]).await;
+    // Also where the key is found by what it signs.
+    put("a.pem", &(text("chain.pem") + &text("cert.pem")));
+    put("b.pem", &text("privkey.pem"));
+    told(&[order]).await;
+
+    let made_dir = path("made");
+    openssl(&made_dir, "pkey -in privkey.pem -aes256 -passout pass:x -out closed.pem");
+    openssl(&made_dir, "rsa -in privkey.pem -aes256 -traditional -passout pass:x -out older.pem");
+    for closed in ["closed.pem", "older.pem"] {
+        for key in ["a.key", "privkey.pem"] {
+            put("a.pem", &text("fullchain.pem"));
+            put(key, &text(closed));
+            let is = format!("{key} is encrypted, and nobody is there to type its passphrase");
+            told(&["certs/a.pem: its key", &is, "openssl pkey -in"]).await;
+        }
+    }
+    put("a.pem", &text("fullchain.pem"));
+    told(&["certs/a.pem: its key is not there", "a.key for example"]).await;
+
+    for (key, what) in [
+        ("ec -pkeyopt ec_paramgen_curve:P-521", "of the curve P-521"),
+        ("rsa:1024", "RSA of 1024 bits"),
+        ("ed448", "of another kind"),
+    ] {
+        made(folder.path(), key);
+        put("a.pem", &text("fullchain.pem"));
+        put("a.key", &text("privkey.pem"));
+        let wrong = format!("certs/a.pem: its key is {what}: this edge cannot sign with it");
+        told(&[&wrong, "P-256, P-384, Ed25519, and RSA of 2048 to 4096 bits"]).await;
+    }
+    for key in ["ec -pkeyopt ec_paramgen_curve:P-384", "ed25519"] {
+        made(folder.path(), key);
+        put("a.pem", &text("fullchain.pem"));
+        put("a.key", &text("privkey.pem"));
+        let check = dormouse(folder.path(), &["check"]).await.code(DONE);
+        check.says(", 1 certificate (");
+    }
+}

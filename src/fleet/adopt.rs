@@ -131,7 +131,8 @@ impl Fleet {
             // What sleeps with its memory was ready once.
             InstanceState::Asleep(depth) if depth < Depth::Stopped => {
                 let plan = Arc::clone(&core.plan);
-                core.placed = Some(Placed { plan, life: instance.life, ready: true });
+                core.placed =
+                    Some(Placed { plan, life: instance.life, ready: true, address: None });
             }
             InstanceState::Asleep(_) => {}
         });

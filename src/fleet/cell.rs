@@ -25,7 +25,7 @@ use super::{
 use crate::{
     engine::Life,
     session::{
-        Depth, Failure, Generation, Plan, SessionId,
+        Address, Depth, Failure, Generation, Plan, SessionId,
         machine::{Session, State},
     },
 };
@@ -99,6 +99,15 @@ pub(super) struct Placed {
     pub(super) life: Option<Life>,
     /// Whether this life has answered its probe.
     pub(super) ready: bool,
+    /// Where it listens, or should, once its engine has said so.
+    pub(super) address: Option<Address>,
+}
+
+impl Placed {
+    /// Asked for, and not started yet.
+    pub(super) fn planned(plan: &Arc<Plan>) -> Self {
+        Self { plan: Arc::clone(plan), life: None, ready: false, address: None }
+    }
 }
 
 /// One transition.

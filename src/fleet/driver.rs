@@ -32,7 +32,7 @@ const CALL_MAX: Duration = Duration::from_secs(300);
 /// Begins a wake. Called under the session's lock, so that calls keep the machine's order.
 pub(super) fn start(fleet: &Fleet, cell: &Arc<Cell>, core: &mut Core, generation: Generation) {
     let plan = Arc::clone(&core.plan);
-    let before = core.placed.replace(Placed { plan: Arc::clone(&plan), life: None, ready: false });
+    let before = core.placed.replace(Placed::planned(&plan));
     core.wake = CancellationToken::new();
     core.is_late = false;
     core.not_ready = None;
@@ -97,7 +97,7 @@ pub(super) fn stop(
 async fn sleep(cell: &Arc<Cell>, to: Depth) -> Result<(), engine::Error> {
     let placed = {
         let core = cell.lock();
-        let nothing = || Placed { plan: Arc::clone(&core.plan), life: None, ready: false };
+        let nothing = || Placed::planned(&core.plan);
         core.placed.clone().unwrap_or_else(nothing)
     };
     put_to_sleep(cell, &placed, to).await
@@ -211,9 +211,12 @@ impl Wake {
         port.circuit.note(&started);
         times.engine = called.elapsed();
         if let Ok(started) = &started {
-            let life = Some(started.life.clone());
-            let (plan, ready) = (Arc::clone(&self.plan), self.resumes(started));
-            self.cell.lock().placed = Some(Placed { plan, life, ready });
+            self.cell.lock().placed = Some(Placed {
+                plan: Arc::clone(&self.plan),
+                life: Some(started.life.clone()),
+                ready: self.resumes(started),
+                address: Some(started.address.clone()),
+            });
             if started.ran_already {
                 self.tell(Event::RunsAlready(self.generation), "it runs already");
             }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     EnginePort, Fleet, Phase, Verdict,
@@ -16,9 +16,11 @@ use super::{
 };
 use crate::{
     engine::{self, EngineEvent, Instance, InstanceState, Life},
-    session::{Depth, Event, Generation, Plan, SessionId, machine::State},
+    session::{Address, Depth, Event, Generation, Plan, SessionId, machine::State},
 };
 
+/// An engine that takes longer to say what is in the way has no hint.
+const HINT_MAX: Duration = Duration::from_secs(2);
 /// Inspections at once of sessions that a list contradicts.
 const INSPECTIONS_MAX: usize = 8;
 /// An event that was lost is made up for within this.
@@ -122,6 +124,7 @@ pub(super) async fn judge(cell: &Arc<Cell>, suspected: Option<(Generation, Insta
     let asked_at = tokio::time::Instant::now().into_std();
     match sight.ask(cell).await {
         Ok(Some(event)) => {
+            sight.find_why(cell).await;
             sight.tell(cell, event);
             Verdict::Gone
         }
@@ -178,6 +181,21 @@ impl Sight {
         let found = cell.fleet.inspect_whole(cell, &self.plan).await?;
         let deepest = cell.fleet.deepest(&self.plan.engine);
         Ok(verdict(self.before, found, self.life.as_ref(), deepest))
+    }
+
+    /// Why what was getting ready has ended, for the operator who reads of the failed wake.
+    async fn find_why(&self, cell: &Arc<Cell>) {
+        let address = {
+            let core = cell.lock();
+            let is_waking = matches!(core.machine.state(), State::Waking { .. });
+            core.placed.as_ref().filter(|_| is_waking).and_then(|placed| placed.address.clone())
+        };
+        let Some(address) = address else { return };
+        if let Some(why) = cell.fleet.hint(&cell.session, &self.plan, &address).await {
+            let mut core = cell.lock();
+            let seen = core.not_ready.take();
+            core.not_ready = Some(seen.map_or(why.clone(), |seen| format!("{seen}; {why}")));
+        }
     }
 
     fn tell(&self, cell: &Arc<Cell>, event: Event) {
@@ -242,6 +260,18 @@ fn verdict(
 }
 
 impl Fleet {
+    /// What the engine knows of an instance that does not get ready, within a limit.
+    pub(super) async fn hint(
+        &self,
+        session: &SessionId,
+        plan: &Plan,
+        address: &Address,
+    ) -> Option<String> {
+        let port = self.engines.get(&plan.engine)?;
+        let instance = self.instance_of(session);
+        timeout(HINT_MAX, port.engine.hint(&instance, &plan.spec, address)).await.ok()?
+    }
+
     /// What the engine says of a session's instance.
     pub(super) async fn inspect_whole(
         &self,

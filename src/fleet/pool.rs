@@ -417,7 +417,7 @@ impl Fleet {
             InstanceState::Running(_) => core.machine.handle(Event::Found, now, out),
             InstanceState::Asleep(_) => {
                 let (plan, life) = (Arc::clone(&core.plan), instance.life.clone());
-                core.placed = Some(Placed { plan, life, ready: true });
+                core.placed = Some(Placed { plan, life, ready: true, address: None });
             }
         });
         pools.lock().entry(Arc::clone(&plan.route)).or_default().cells.push(cell);

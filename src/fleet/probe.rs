@@ -32,10 +32,14 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// One attempt: an instance that accepts and then says nothing is asked again after this.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
+/// When the engine is first asked what is in the way; then whenever the wait has doubled.
+const HINT_FIRST: Duration = Duration::from_millis(500);
+
 /// Returns once the instance is ready as `probe` says. Whoever waits sets the limit, and reads in
 /// `Core::not_ready` what the last look saw.
 pub(super) async fn ready(cell: &Arc<Cell>, plan: &Plan, probe: &Probe, address: &Address) {
     let began = Instant::now();
+    let (mut hint, mut hint_at) = (None, HINT_FIRST);
     loop {
         let looked = timeout(ATTEMPT_MAX, attempt(cell, plan, probe, address)).await;
         let seen = match looked {
@@ -43,12 +47,24 @@ pub(super) async fn ready(cell: &Arc<Cell>, plan: &Plan, probe: &Probe, address:
             Ok(Err(seen)) => seen,
             Err(_) => NotReady::Silent,
         };
-        cell.lock().not_ready = Some(seen.describe(probe, address));
+        if hint_at <= began.elapsed() {
+            hint_at = began.elapsed() * 2;
+            hint = cell.fleet.hint(&cell.session, plan, address).await;
+        }
+        cell.lock().not_ready = Some(with_hint(seen.describe(probe, address), hint.as_deref()));
         let pause = (began.elapsed() / 4).clamp(PAUSE_MIN, PAUSE_MAX);
         tokio::select! {
             () = sleep(pause) => {}
             () = cell.changed.notified() => {}
         }
+    }
+}
+
+/// What was seen, and what the engine adds to it.
+fn with_hint(seen: String, hint: Option<&str>) -> String {
+    match hint {
+        Some(hint) => format!("{seen}; {hint}"),
+        None => seen,
     }
 }
 

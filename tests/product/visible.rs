@@ -54,8 +54,17 @@ async fn a_probe_that_is_answered_404_is_told_with_what_was_asked_and_answered()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_instance_on_another_port_is_told_with_the_port_that_it_is_on() {
+    let free = crate::support::free_port().port();
+    let serves = format!(
+        "[\"busybox\", \"httpd\", \"-f\", \"-p\", \"127.0.0.1:{free}\", \"-h\", \"/proc/self/fd\"]"
+    );
+    failed_wake(&serves, "", 504, &format!(":{free}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_ends_at_once_is_told() {
-    failed_wake("[\"sh\", \"-c\", \"exit 7\"]", "", 502, "ended before it was ready").await;
+    failed_wake("[\"sh\", \"-c\", \"exit 7\"]", "", 502, "exit status: 7").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

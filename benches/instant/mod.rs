@@ -51,7 +51,11 @@ impl Engine for Instantly {
     }
 
     async fn start(&self, _: &SessionId, _: &Spec, g: Generation) -> Result<Started, Error> {
-        Ok(Started { address: self.address.clone(), life: Life::new(g.to_string()) })
+        Ok(Started {
+            address: self.address.clone(),
+            life: Life::new(g.to_string()),
+            ran_already: false,
+        })
     }
 
     async fn sleep(

@@ -274,8 +274,7 @@ async fn check_tells_of_secrets_that_everybody_can_read() {
     fs::write(path("routes/one.toml"), access("people")).unwrap();
     let own = access("users/{session}.htpasswd").replace("{session}.localhost", "{session}.test");
     fs::write(path("routes/own.toml"), own).unwrap();
-    let secrets =
-        ["token", "a.key", "routes/people", "routes/users/alice.htpasswd"].map(|name| path(name));
+    let secrets = ["token", "a.key", "routes/people", "routes/users/alice.htpasswd"].map(path);
     for (file, text) in secrets.iter().zip(["0123456789abcdef", "0123456789abcdef0123456789abcdef"])
     {
         fs::write(file, text).unwrap();

@@ -200,6 +200,10 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Result<String, Problem> {
     for name in names {
         text += &format!("engine {name} does not answer\n");
     }
+    let deaf: BTreeSet<_> = shared.admin.fleet.deaf().map(|(name, _)| name).collect();
+    for name in deaf {
+        text += &format!("engine {name} refuses its events: it is looked at every few seconds\n");
+    }
     Ok(text)
 }
 

@@ -165,6 +165,9 @@ pub enum EngineEvent {
     Changed(SessionId),
     /// Events may have been missed (the connection to the engine was lost): list everything.
     Resync,
+    /// The engine refuses to tell what happens, and why: list everything, and again with the next of
+    /// these. Events come again after a `Resync`.
+    Deaf(String),
 }
 
 /// Why an engine did not do it. The text is the operator's; no client sees it.

@@ -44,6 +44,7 @@ pub use gate::WakeTimes;
 pub use lease::{Caller, Held, Lease};
 pub use origin::Origin;
 pub use pool::Templates;
+pub use probe::takes_connections;
 pub use view::{Running, SessionView};
 
 use crate::{

@@ -77,6 +77,8 @@ impl fmt::Display for Generation {
 pub enum Address {
     /// TCP.
     Tcp(SocketAddr),
+    /// TCP, at a forwarder that takes connections before the instance listens.
+    Forwarded(SocketAddr),
     /// A unix socket's path.
     Unix(Arc<str>),
     /// Behind a proxy that has many.
@@ -101,7 +103,7 @@ impl Address {
     pub fn behind(&self) -> Option<&Behind> {
         match self {
             Self::Behind(behind) => Some(behind),
-            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::Tcp(_) | Self::Forwarded(_) | Self::Unix(_) => None,
         }
     }
 }
@@ -109,7 +111,7 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => address.fmt(f),
+            Self::Tcp(address) | Self::Forwarded(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{path}"),
             Self::Behind(behind) => {
                 let (header, instance) = &behind.header;

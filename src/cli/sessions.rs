@@ -133,13 +133,17 @@ struct RunningOf {
     running: usize,
     limit: Option<usize>,
     trouble: Option<String>,
+    deaf: Option<String>,
 }
 
 impl Running {
-    /// A line for each engine that does not answer.
+    /// A line for each engine that does not answer, and each that tells nothing.
     fn troubles(&self) -> impl Iterator<Item = String> {
-        self.engines.iter().filter_map(|(name, of)| {
-            Some(format!("engine {name} is not called: {}", of.trouble.as_ref()?))
+        self.engines.iter().flat_map(|(name, of)| {
+            let silent = of.trouble.iter();
+            let silent = silent.map(move |why| format!("engine {name} is not called: {why}"));
+            let deaf = of.deaf.iter();
+            silent.chain(deaf.map(move |why| format!("engine {name} refuses its events: {why}")))
         })
     }
 

@@ -9,15 +9,12 @@ use pingora::{
     protocols::{ALPN, TcpKeepalive},
     upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy},
 };
-use tokio::{
-    net::{TcpStream, UnixStream},
-    time::{Instant, sleep, timeout_at},
-};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{dial::Dial, tunnel::Takeover};
 use crate::{
     config::Timeouts,
-    fleet::Lease,
+    fleet::{Lease, takes_connections},
     route::{Protocol, Route},
     session::{Address, Behind, Endpoint, UpstreamTls},
 };
@@ -93,7 +90,7 @@ pub(super) fn build(
     let is_tls = tls.is_some();
     let (verify, sni) = tls.map_or((false, String::new()), |tls| (tls.verify, tls.sni));
     let mut peer = match &endpoint.address {
-        Address::Tcp(address) => HttpPeer::new(address, is_tls, sni),
+        Address::Tcp(address) | Address::Forwarded(address) => HttpPeer::new(address, is_tls, sni),
         Address::Unix(path) => HttpPeer::new_uds(path, is_tls, sni)?,
         Address::Behind(behind) => HttpPeer::new(behind.proxy, is_tls, sni),
     };
@@ -141,12 +138,7 @@ pub(super) async fn listens(endpoint: &Endpoint, until: Instant, over: impl Fn()
     let mut pause = Duration::from_millis(1);
     let attempts = async {
         loop {
-            let connected = match &endpoint.address {
-                Address::Tcp(address) => TcpStream::connect(address).await.is_ok(),
-                Address::Unix(path) => UnixStream::connect(&**path).await.is_ok(),
-                Address::Behind(behind) => TcpStream::connect(behind.proxy).await.is_ok(),
-            };
-            if connected {
+            if takes_connections(&endpoint.address).await.is_ok() {
                 return true;
             }
             if over() {

@@ -26,7 +26,7 @@ use self::{
     template::Template,
 };
 use super::{Engine, EngineEvent, Error, Instance, Life, Started};
-use crate::session::{Depth, Generation, SessionId, Spec};
+use crate::session::{Address, Depth, Generation, SessionId, Spec};
 
 /// How one Docker daemon is reached and what is ours there.
 #[derive(Clone, Debug)]
@@ -80,6 +80,8 @@ impl fmt::Debug for Docker {
 const SETTLE: Duration = Duration::from_millis(50);
 /// How many containers `list` asks about at once.
 const LOOKS: usize = 16;
+/// Containers that live in the network of one that lives in the network of one …
+const HOPS: usize = 4;
 
 impl Docker {
     /// Checks the configuration; a daemon that is down is found out by the first call.
@@ -143,11 +145,13 @@ impl Docker {
                 continue;
             };
             match found.status {
-                Status::Running => return Ok(Started { ran_already, ..found.started(spec)? }),
+                Status::Running => {
+                    return Ok(Started { ran_already, ..self.started(found, spec).await? });
+                }
                 Status::Paused => {
                     if self.client.unpause(&found.id).await? {
                         // Neither address nor life changed: no need to look again.
-                        return found.started(spec);
+                        return self.started(found, spec).await;
                     }
                     sleep(SETTLE).await;
                 }
@@ -177,6 +181,23 @@ impl Docker {
                 Status::Restarting | Status::Stopping | Status::Removing => sleep(SETTLE).await,
             }
         }
+    }
+
+    /// Where it listens; a container that lives in another one's network is reached there.
+    async fn started(&self, mut found: Found, spec: &Spec) -> Result<Started, Error> {
+        for _ in 0..HOPS {
+            let Some(host) = found.shares_network_of() else { return found.started(spec) };
+            let host = self.client.inspect(host).await?.map(Found::new);
+            match host.filter(|host| host.status == Status::Running) {
+                Some(host) => found.lives_in(host),
+                None => break,
+            }
+        }
+        Err(Error::Conflict(format!(
+            "container `{}` shares the network of another one, which does not run: start that one \
+             first",
+            found.name
+        )))
     }
 
     /// An edited route takes effect when its container is started next; never under a running one.
@@ -252,8 +273,9 @@ impl Docker {
     ) -> Result<Option<Found>, Error> {
         let Some(life) = life else {
             return match self.find(session, spec).await {
-                // What is in the way of a start is not what it half-started.
-                Err(Error::Conflict(_)) if !is_existing(spec) => Ok(None),
+                // What is in the way of a start is not what it half-started: somebody else's container
+                // of that name, or several of the label.
+                Err(Error::Conflict(_)) => Ok(None),
                 found => found,
             };
         };
@@ -297,8 +319,16 @@ impl Docker {
         Ok(now.is_some_and(|now| !now.is_stopped() && now.life() == found.life()))
     }
 
-    async fn remove(&self, found: &Found, spec: &Spec) -> Result<(), Error> {
+    async fn remove(&self, session: &SessionId, found: &Found, spec: &Spec) -> Result<(), Error> {
         if let Some(existing) = existing(spec) {
+            // Others remove it, or what the route names is another one by now: not ours either way.
+            let is_named = async || {
+                let named = self.look(session, spec).await?;
+                Ok::<_, Error>(named.is_some_and(|named| named.id.as_ref() == Some(&found.id)))
+            };
+            if found.status == Status::Removing || !is_named().await? {
+                return Ok(());
+            }
             return Err(Error::Invalid(format!("{existing} is not Dormouse's to remove")));
         }
         self.stop(found, spec.docker.grace).await?;
@@ -349,11 +379,11 @@ impl Engine for Docker {
             // A container that never ran is a start that failed half-way. Its start may still be
             // on its way to the daemon: gone, it can do nothing any more.
             _ if found.status == Status::Created && life.is_none() && !is_existing(spec) => {
-                self.remove(&found, spec).await
+                self.remove(session, &found, spec).await
             }
             Depth::Paused => self.pause(&found).await,
             Depth::Stopped => self.stop(&found, spec.docker.grace).await,
-            Depth::Removed => self.remove(&found, spec).await,
+            Depth::Removed => self.remove(session, &found, spec).await,
             Depth::Suspended => Err(Error::Invalid("docker has no depth `suspended`".to_owned())),
         }
     }
@@ -376,6 +406,18 @@ impl Engine for Docker {
             Err(Error::Conflict(_)) if !is_existing(spec) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    async fn hint(&self, session: &SessionId, spec: &Spec, _: &Address) -> Option<String> {
+        let found = self.find(session, spec).await.ok()??;
+        if found.is_stopped() {
+            let secrets = Template { owner: &self.owner, session, spec, generation: Generation(0) };
+            let log = self.client.log_tail(&found.id, &secrets.secrets()).await.unwrap_or_default();
+            let code = found.exit_code;
+            return Some(format!("it ended with exit code {code}; its last lines: {log}"));
+        }
+        let port = template::port(spec);
+        tokio::task::spawn_blocking(move || found.listens_elsewhere(port)).await.ok()?
     }
 
     fn events(&self) -> BoxStream<'static, EngineEvent> {

@@ -70,6 +70,18 @@ impl Listeners {
         Ok(Self(all))
     }
 
+    /// All that listens in the network namespace of this process.
+    pub(super) fn in_namespace_of(pid: i32) -> io::Result<Self> {
+        let mut all = BTreeSet::new();
+        read(pid, None, &mut all)?;
+        Ok(Self(all))
+    }
+
+    /// Whether nothing listens.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Why `wanted` does not answer, for the operator; `None` where something listens there.
     pub(super) fn instead_of(&self, wanted: &Address) -> Option<String> {
         if self.0.iter().any(|listener| listener.serves(wanted)) {

@@ -43,6 +43,8 @@ pub(super) struct Cell {
     pub(super) gate: watch::Sender<Gate>,
     /// The engine reported a change: a probe looks again at once.
     pub(super) changed: Notify,
+    /// What a wake started has ended, and runs anew by the engine's own doing.
+    pub(super) reborn: Notify,
     /// Single flight of inspections; the generation and time that the last one vouched for.
     pub(super) inspection: tokio::sync::Mutex<Option<(Generation, Instant)>>,
     phase: AtomicU8,
@@ -170,6 +172,7 @@ impl Cell {
             fleet,
             gate: watch::Sender::new(Gate::shut()),
             changed: Notify::new(),
+            reborn: Notify::new(),
             inspection: tokio::sync::Mutex::new(None),
             phase: AtomicU8::new(Phase::Queued as u8),
             core: Mutex::new(Core {

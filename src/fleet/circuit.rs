@@ -38,6 +38,8 @@ pub(super) struct Circuit {
     /// Nothing is asked of it before a route is on it.
     is_left: AtomicBool,
     joined: Notify,
+    /// Why it tells nothing of what happens outside, if it does not.
+    deaf: Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,16 @@ impl Circuit {
         let Open { since, error } =
             open.as_ref().filter(|_| self.is_wanted.load(Ordering::Relaxed))?;
         Some(format!("no answer for {} s: {error}", since.elapsed().as_secs()))
+    }
+
+    /// Whether events come; why not.
+    pub(super) fn hears(&self, deaf: Option<String>) {
+        *self.deaf.lock().unwrap_or_else(PoisonError::into_inner) = deaf;
+    }
+
+    /// Why no events come, if none do.
+    pub(super) fn deaf(&self) -> Option<String> {
+        self.deaf.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What became of a call.

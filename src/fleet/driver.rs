@@ -147,11 +147,11 @@ impl Wake {
         let mut times = WakeTimes::default();
         let called = self.call_engine(&mut times).await;
         drop(done);
-        match &called {
+        match called {
             Called::Off => {}
-            Called::Gone(depth) => self.gone(*depth),
+            Called::Gone(depth) => self.gone(depth),
             Called::Ended(Ok(started)) => self.get_ready(started, times).await,
-            Called::Ended(Err(error)) => self.failed(error),
+            Called::Ended(Err(error)) => self.failed(&error),
         }
     }
 
@@ -251,19 +251,27 @@ impl Wake {
         }
     }
 
-    async fn get_ready(&self, started: &Started, mut times: WakeTimes) {
+    async fn get_ready(&self, mut started: Started, mut times: WakeTimes) {
         self.cell.set_phase(Phase::GettingReady);
         outside::look_again(&self.cell);
         let began = Instant::now();
-        let probe = match &self.plan.probe {
-            Probe::Engine if self.served_before(started).await => &Probe::Tcp,
-            probe => probe,
-        };
-        let ready = probe::ready(&self.cell, &self.plan, probe, &started.address);
-        tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => return,
-            () = ready => {}
+        loop {
+            let probe = match &self.plan.probe {
+                Probe::Engine if self.served_before(&started).await => &Probe::Tcp,
+                probe => probe,
+            };
+            let ready = probe::ready(&self.cell, &self.plan, probe, &started.address);
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return,
+                () = ready => break,
+                () = self.cell.reborn.notified() => {}
+            }
+            started = match self.start_again().await {
+                None => return,
+                Some(Ok(started)) => started,
+                Some(Err(error)) => return self.failed(&error),
+            };
         }
         times.ready = began.elapsed();
         METRICS.wakes.with_label_values(&[&*self.plan.engine, "ok"]).inc();
@@ -293,6 +301,38 @@ impl Wake {
                 }
             }
         });
+    }
+
+    /// What was started has ended, and the engine itself has started it anew: its next life is this
+    /// wake's, and may be at another address. `None` when the wake is called off.
+    async fn start_again(&self) -> Option<Result<Started, engine::Error>> {
+        let (done, tail) = oneshot::channel();
+        {
+            let mut core = self.cell.lock();
+            if self.cancel.is_cancelled() {
+                return None;
+            }
+            // The call before was this wake's own, and has ended.
+            core.tail = Some(tail);
+        }
+        let instance = self.cell.fleet.instance_of(&self.cell.session);
+        let port = match port(&self.cell.fleet, &self.plan) {
+            Ok(port) => port,
+            Err(error) => return Some(Err(error)),
+        };
+        let call = port.engine.start(&instance, &self.plan.spec, self.generation);
+        let started = guarded("start", call).await;
+        port.circuit.note(&started);
+        if let Ok(started) = &started {
+            self.cell.lock().placed = Some(Placed {
+                plan: Arc::clone(&self.plan),
+                life: Some(started.life.clone()),
+                ready: false,
+                address: Some(started.address.clone()),
+            });
+        }
+        drop(done);
+        Some(started)
     }
 
     /// Until nobody waits any more, who comes now must not overtake those who were held.

@@ -47,7 +47,12 @@ async fn hear(fleet: &Arc<Fleet>, port: &EnginePort) {
         match event {
             EngineEvent::Changed(session) => changed(fleet, port, session).await,
             EngineEvent::Resync => {
+                port.circuit.hears(None);
                 port.circuit.doubt();
+                reconcile(fleet, port).await;
+            }
+            EngineEvent::Deaf(why) => {
+                port.circuit.hears(Some(why));
                 reconcile(fleet, port).await;
             }
         }
@@ -146,6 +151,7 @@ struct Sight {
     generation: Generation,
     plan: Arc<Plan>,
     life: Option<Life>,
+    is_waking: bool,
 }
 
 impl Sight {
@@ -160,7 +166,8 @@ impl Sight {
         let placed = core.placed.as_ref();
         let plan = placed.map_or_else(|| Arc::clone(&core.plan), |placed| Arc::clone(&placed.plan));
         let life = placed.and_then(|placed| placed.life.clone());
-        Some(Self { before, generation, plan, life })
+        let is_waking = matches!(core.machine.state(), State::Waking { .. });
+        Some(Self { before, generation, plan, life, is_waking })
     }
 
     /// What is known of a suspicion without asking.
@@ -179,6 +186,10 @@ impl Sight {
     /// What the engine's word changes; `None` when all is as it was.
     async fn ask(&self, cell: &Cell) -> Result<Option<Event>, engine::Error> {
         let found = cell.fleet.inspect_whole(cell, &self.plan).await?;
+        if self.is_reborn(found.as_ref()) {
+            cell.reborn.notify_one();
+            return Ok(None);
+        }
         let deepest = cell.fleet.deepest(&self.plan.engine);
         Ok(verdict(self.before, found, self.life.as_ref(), deepest))
     }
@@ -196,6 +207,13 @@ impl Sight {
             let seen = core.not_ready.take();
             core.not_ready = Some(seen.map_or(why.clone(), |seen| format!("{seen}; {why}")));
         }
+    }
+
+    /// Whether what is not ready yet has ended and was started anew, by an engine that restarts
+    /// what ends: the wake goes on with that.
+    fn is_reborn(&self, found: Option<&Instance>) -> bool {
+        let runs = found.filter(|found| matches!(found.state, InstanceState::Running(_)));
+        self.is_waking && self.life.is_some() && runs.is_some_and(|now| now.life != self.life)
     }
 
     fn tell(&self, cell: &Arc<Cell>, event: Event) {

@@ -12,7 +12,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     net::{TcpStream, UnixStream},
     time::{Instant, sleep, timeout},
 };
@@ -31,6 +31,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// One attempt: an instance that accepts and then says nothing is asked again after this.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+/// A connection that a forwarder has kept for so long has somebody at its other end. Docker's ended
+/// those that had nobody after 0.04 ms, and after 14 at most, on two cores with a load of 10.
+const KEPT: Duration = Duration::from_millis(100);
 
 /// When the engine is first asked what is in the way; then whenever the wait has doubled.
 const HINT_FIRST: Duration = Duration::from_millis(500);
@@ -138,8 +141,8 @@ async fn attempt(
 /// there, whether it answers for it.
 async fn listens(cell: &Cell, plan: &Plan, address: &Address) -> Result<(), NotReady> {
     match address {
-        Address::Tcp(_) | Address::Unix(_) => {
-            connect(address).await.map_err(NotReady::Unreachable).map(drop)
+        Address::Tcp(_) | Address::Forwarded(_) | Address::Unix(_) => {
+            takes_connections(address).await.map_err(NotReady::Unreachable)
         }
         Address::Behind(_) => match get(cell, plan, address, "/", &[]).await? {
             got @ 502..=504 => Err(NotReady::Status { got, wanted: None }),
@@ -148,12 +151,31 @@ async fn listens(cell: &Cell, plan: &Plan, address: &Address) -> Result<(), NotR
     }
 }
 
+/// Whether a connection to it is taken, and at a forwarder also kept: it ends a connection at once
+/// that it has taken and cannot pass on, whatever the instance speaks.
+pub async fn takes_connections(address: &Address) -> io::Result<()> {
+    let mut stream = connect(address).await?;
+    if !matches!(address, Address::Forwarded(_)) {
+        return Ok(());
+    }
+    match timeout(KEPT, stream.read_u8()).await {
+        // It says something, or waits to be asked.
+        Ok(Ok(_)) | Err(_) => Ok(()),
+        Ok(Err(error)) => {
+            let says = format!("its port's forwarder ends the connection: {error}");
+            Err(io::Error::new(error.kind(), says))
+        }
+    }
+}
+
 trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 async fn connect(address: &Address) -> io::Result<Box<dyn Connection>> {
     Ok(match address {
-        Address::Tcp(address) => Box::new(TcpStream::connect(address).await?),
+        Address::Tcp(address) | Address::Forwarded(address) => {
+            Box::new(TcpStream::connect(address).await?)
+        }
         Address::Unix(path) => Box::new(UnixStream::connect(&**path).await?),
         Address::Behind(behind) => Box::new(TcpStream::connect(behind.proxy).await?),
     })

@@ -83,6 +83,9 @@ pub struct RunningOf {
     /// Why the engine is not called, if it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Why it tells nothing of what happens outside, if it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deaf: Option<String>,
 }
 
 impl Fleet {
@@ -104,12 +107,20 @@ impl Fleet {
         for (engine, trouble) in self.troubles() {
             all.engines.entry(engine.to_string()).or_default().trouble = Some(trouble);
         }
+        for (engine, why) in self.deaf() {
+            all.engines.entry(engine.to_string()).or_default().deaf = Some(why);
+        }
         all
     }
 
     /// The engines that do not answer, and why.
     pub fn troubles(&self) -> impl Iterator<Item = (&str, String)> {
         self.engines.values().filter_map(|port| Some((&*port.name, port.circuit.trouble()?)))
+    }
+
+    /// The engines that answer, and refuse to tell what happens outside; and why.
+    pub fn deaf(&self) -> impl Iterator<Item = (&str, String)> {
+        self.engines.values().filter_map(|port| Some((&*port.name, port.circuit.deaf()?)))
     }
 
     /// How many instances of one route run.

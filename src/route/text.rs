@@ -125,6 +125,15 @@ impl Text for SizeText {
     const EXPECTED: &'static str = "a size such as \"512MiB\" or \"2GiB\"";
 
     fn parse(text: &str) -> Result<Self, String> {
+        if let Some(number) = text.trim_end().strip_suffix(['k', 'K', 'm', 'M', 'g', 'G', 't', 'T'])
+        {
+            let unit = text.trim_end()[number.len()..].to_ascii_uppercase();
+            let number = number.trim_end();
+            // Docker takes `512m` for MiB, Kubernetes `512M` for MB.
+            return Err(format!(
+                "`{text}` has two meanings: write \"{number}{unit}iB\" or \"{number}{unit}B\""
+            ));
+        }
         let size: ByteSize = text.parse().map_err(|_| format!("`{text}` is no size"))?;
         match size.as_u64() {
             0 => Err("no bytes at all".into()),
@@ -171,7 +180,7 @@ impl JsonSchema for SizeText {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "pattern": r"^[0-9]+(\.[0-9]+)?\s*([kKmMgGtTpPeE]?[iI]?[bB]?)$",
+            "pattern": r"^[0-9]+(\.[0-9]+)?\s*([kKmMgGtTpPeE]([iI][bB]?|[bB])|[bB])?$",
             "examples": ["512MiB", "2GiB"],
         })
     }

@@ -67,7 +67,7 @@ where
                 match events.next().await.expect("events have no end") {
                     EngineEvent::Changed(who) if who != session => {}
                     // Who begins to listen late is told to look at everything.
-                    EngineEvent::Changed(_) | EngineEvent::Resync => {
+                    EngineEvent::Changed(_) | EngineEvent::Resync | EngineEvent::Deaf(_) => {
                         if !bed.runs(&session).await {
                             break;
                         }
@@ -336,7 +336,9 @@ pub async fn refuses(address: &Address) {
 
 async fn accepts(address: &Address) -> bool {
     match address {
-        Address::Tcp(address) => tokio::net::TcpStream::connect(address).await.is_ok(),
+        Address::Tcp(address) | Address::Forwarded(address) => {
+            tokio::net::TcpStream::connect(address).await.is_ok()
+        }
         Address::Unix(path) => tokio::net::UnixStream::connect(&**path).await.is_ok(),
         Address::Behind(behind) => tokio::net::TcpStream::connect(behind.proxy).await.is_ok(),
     }

@@ -134,7 +134,9 @@ pub(crate) fn asleep(depth: Depth) -> Option<InstanceState> {
 
 /// What the instance answers to `GET /`, once it listens.
 pub(crate) fn get(address: &Address) -> String {
-    let Address::Tcp(address) = address else { panic!("{address} is no TCP address") };
+    let (Address::Tcp(address) | Address::Forwarded(address)) = address else {
+        panic!("{address} is no TCP address")
+    };
     let deadline = Instant::now() + PATIENCE;
     loop {
         let answer = TcpStream::connect_timeout(address, PATIENCE).and_then(|mut stream| {

@@ -15,7 +15,7 @@ use axum::{
 };
 use dormouse::{
     engine::{
-        Engine as _, Error, InstanceState,
+        Engine as _, EngineEvent, Error, InstanceState,
         docker::{Config, Docker},
     },
     session::Depth,
@@ -25,7 +25,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::{
-    bench::{Bench, G1, G2, session, spec},
+    bench::{Bench, G1, G2, next, session, spec, until},
     spoilt::{FAULTS, Fault, cut},
 };
 
@@ -153,4 +153,33 @@ async fn a_sleep_of_which_one_call_fails_says_so_and_the_next_ends_it() {
         }
     }
     drop(bench);
+}
+
+/// Proxies before the socket let some calls through and refuse others.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_come_where_info_is_refused_and_their_own_refusal_is_told() {
+    let (bench, engine, spoiler, _folder) = bed("faults-proxy");
+    let alice = session("alice.test");
+    spoiler.spoil(Some(("/info", Fault::Answer(403))));
+    let mut events = engine.events();
+    assert_eq!(next(&mut events).await, EngineEvent::Resync);
+    bench.start(&alice, &spec(), G1).await;
+    until(&mut events, EngineEvent::Changed(alice.clone())).await;
+    drop(events);
+
+    spoiler.spoil(Some(("/events", Fault::Answer(403))));
+    let mut events = engine.events();
+    let told = async {
+        loop {
+            if let EngineEvent::Deaf(why) = next(&mut events).await {
+                break why;
+            }
+        }
+    };
+    let why = told.await;
+    assert!(why.contains("403") && why.contains("as told"), "{why}");
+    spoiler.spoil(None);
+    until(&mut events, EngineEvent::Resync).await;
+    bench.rig.docker(&["kill", &bench.name(&alice)]);
+    until(&mut events, EngineEvent::Changed(alice)).await;
 }

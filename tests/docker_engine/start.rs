@@ -134,7 +134,7 @@ async fn published_port_is_dialled_anew_after_each_start() {
     let mut generation = G1;
     for _ in 0..2 {
         let started = bench.start(&alice, &spec, generation).await;
-        let Address::Tcp(address) = started.address else { panic!("no TCP") };
+        let Address::Forwarded(address) = started.address else { panic!("not forwarded") };
         assert!(address.ip().is_loopback());
         assert!(get(&started.address).ends_with("hello\n"));
         bench.sleep(&alice, &spec, &started, Depth::Stopped).await;

@@ -2,7 +2,13 @@
 //!
 //! Knows the API, no session. A 304, or a 404 for a container that was to go, is not an error.
 
-use std::{collections::HashMap, env, fmt, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    env, fmt,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bollard::{
     API_DEFAULT_VERSION,
@@ -169,6 +175,8 @@ impl From<Refused> for Error {
 
 /// More than the fraction of a second that the library cuts off its limits.
 const ROUNDING: Duration = Duration::from_secs(1);
+/// More than clocks that are set right are apart.
+const CLOCKS_APART: Duration = Duration::from_secs(60);
 
 /// A daemon, connected to when it is first asked.
 #[derive(Debug)]
@@ -223,6 +231,11 @@ impl Client {
             *self.connected.lock().await = None;
         }
         Err(refused)
+    }
+
+    /// Why a stream that was opened brings nothing.
+    pub(super) fn stream_error(&self, error: ApiError) -> Error {
+        self.refused(error, "events", self.call_timeout).into()
     }
 
     fn refused(&self, error: ApiError, call: &'static str, after: Duration) -> Refused {
@@ -374,10 +387,17 @@ impl Client {
         Ok(log[from..].trim_end().to_owned())
     }
 
-    /// The daemon's own clock, as [`Client::events`] wants it: seconds, a point, nanoseconds.
+    /// The daemon's own clock, as [`Client::events`] wants it: seconds, a point, nanoseconds. A minute
+    /// ago by this host's where the daemon does not say: an event that is told again does no harm.
     pub(super) async fn now(&self) -> Result<String, Error> {
         let ask = |docker: bollard::Docker| async move { docker.info().await };
-        let said = self.call("info", self.call_timeout, ask).await?.system_time.unwrap_or_default();
+        let info = match self.call("info", self.call_timeout, ask).await {
+            Ok(info) => info,
+            // A proxy before the socket may refuse it and let events through.
+            Err(Refused::Answer { .. }) => return Ok(of_this_host()),
+            Err(refused) => return Err(refused.into()),
+        };
+        let said = info.system_time.unwrap_or_default();
         let now = DateTime::parse_from_rfc3339(&said)
             .map_err(|_| Error::Failed(format!("the daemon says that its time is `{said}`")))?;
         Ok(format!("{}.{:09}", now.timestamp(), now.timestamp_subsec_nanos()))
@@ -421,6 +441,11 @@ impl Client {
 
 /// They name a part of the client library, which nobody can mend.
 const LIBRARY_WORDS: &str = "Error in the hyper legacy client: ";
+
+fn of_this_host() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}.000000000", since.saturating_sub(CLOCKS_APART).as_secs())
+}
 
 /// The error with what caused it; the outermost words alone say little.
 pub(super) fn with_causes(error: &dyn std::error::Error) -> String {

@@ -18,11 +18,7 @@ use futures::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{
-    client::{Client, with_causes},
-    found::Found,
-    template,
-};
+use super::{client::Client, found::Found, template};
 use crate::{
     engine::{EngineEvent, Error},
     session::{SessionId, Spec},
@@ -44,6 +40,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// A connection that is silent for so long may be dead without having ended: a new one is opened.
 const SILENCE: Duration = Duration::from_secs(300);
+/// A daemon, or what stands before it, refuses sooner than that.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// The containers that routes name: they carry no label of ours, so events do not say whose they
 /// are. Holds an entry for a session only once its container was found.
@@ -87,11 +85,28 @@ pub(super) fn stream(
     watched: Arc<Watched>,
 ) -> BoxStream<'static, EngineEvent> {
     let state = State::Closed;
-    let feed = Feed { client, owner, watched, reached: false, backoff: BACKOFF_MIN, state };
+    let feed = Feed {
+        client,
+        owner,
+        watched,
+        reached: false,
+        is_deaf: false,
+        backoff: BACKOFF_MIN,
+        state,
+    };
     stream::unfold(feed, |mut feed| async move { Some((feed.next().await, feed)) })
         .map(stream::iter)
         .flatten()
         .boxed()
+}
+
+/// A call of the daemon has ended; after a refusal, which may be slower than that, a while.
+async fn settled(client: &Client, is_deaf: bool) -> Result<(), Error> {
+    if is_deaf {
+        sleep(REFUSAL).await;
+        return Ok(());
+    }
+    client.now().await.map(drop)
 }
 
 struct Feed {
@@ -100,6 +115,8 @@ struct Feed {
     watched: Arc<Watched>,
     /// Whether the daemon was ever there: until then no session may want it.
     reached: bool,
+    /// Whether the daemon refuses to tell.
+    is_deaf: bool,
     backoff: Duration,
     state: State,
 }
@@ -118,8 +135,8 @@ impl Feed {
                 self.changed(event).into_iter().map(EngineEvent::Changed).collect()
             }
             Ok(Some(Err(error))) => {
-                let error = with_causes(&error);
-                self.lost(&error).await
+                let error = self.client.stream_error(error);
+                self.failed(error).await
             }
             Ok(None) => self.lost("the connection ended").await,
             Err(_) => {
@@ -139,20 +156,34 @@ impl Feed {
             // The request is sent when the stream is first asked, and nothing tells when it was
             // taken: by the time that another call has its answer, it was. Later would be too late:
             // a daemon that restarted meanwhile has forgotten what it did before.
-            let asked = pin!(async { Pin::new(&mut events).peek().await.is_some() });
-            match select(asked, pin!(self.client.now())).await {
-                Either::Left(_) => {}
-                Either::Right((answer, _)) => drop(answer?),
+            let asked = pin!(async {
+                let first = Pin::new(&mut events).peek().await;
+                first.is_some_and(Result::is_err)
+            });
+            let is_refused = match select(asked, pin!(settled(&self.client, self.is_deaf))).await {
+                Either::Left((is_refused, _)) => is_refused,
+                Either::Right((settled, _)) => settled.map(|()| false)?,
+            };
+            let first = if is_refused { events.next().await } else { None };
+            match first {
+                Some(Err(error)) => Err(self.client.stream_error(error)),
+                _ => Ok(events),
             }
-            Ok::<_, Error>(events)
         };
         match opened.await {
             Ok(events) => {
-                self.reached = true;
+                (self.reached, self.is_deaf) = (true, false);
                 self.state = State::Open(events);
                 vec![EngineEvent::Resync]
             }
-            Err(error) => self.lost(&error.to_string()).await,
+            Err(error) => self.failed(error).await,
+        }
+    }
+
+    async fn failed(&mut self, error: Error) -> Vec<EngineEvent> {
+        match error {
+            Error::Unreachable(_) | Error::Timeout { .. } => self.lost(&error.to_string()).await,
+            error => self.refused(error).await,
         }
     }
 
@@ -168,6 +199,20 @@ impl Feed {
         sleep(self.backoff).await;
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
         Vec::new()
+    }
+
+    /// It answers, and will not tell: what happens is found by looking.
+    async fn refused(&mut self, error: Error) -> Vec<EngineEvent> {
+        if self.is_deaf {
+            sleep(self.backoff).await;
+        } else {
+            let endpoint = self.client.endpoint();
+            tracing::warn!(%endpoint, %error, "docker events are refused: looking again and again");
+        }
+        self.is_deaf = true;
+        self.state = State::Closed;
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        vec![EngineEvent::Deaf(error.to_string())]
     }
 
     fn changed(&self, event: EventMessage) -> Vec<SessionId> {

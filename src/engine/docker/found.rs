@@ -14,7 +14,7 @@ use bollard::models::{
 
 use super::template;
 use crate::{
-    engine::{Error, Health, Instance, InstanceState, Life, Started},
+    engine::{Error, Health, Instance, InstanceState, Life, Started, listeners::Listeners},
     session::{Address, Depth, Generation, SessionId, Spec},
 };
 
@@ -29,6 +29,10 @@ pub(super) struct Found {
     health: Health,
     labels: HashMap<String, String>,
     network: NetworkSettings,
+    /// `bridge`, `host`, `container:ID` …
+    network_mode: String,
+    runtime: Option<String>,
+    pid: Option<i32>,
 }
 
 /// What the daemon says that it does.
@@ -47,6 +51,7 @@ pub(super) enum Status {
 impl Found {
     pub(super) fn new(inspected: ContainerInspectResponse) -> Self {
         let state = inspected.state.unwrap_or_default();
+        let host = inspected.host_config.unwrap_or_default();
         Self {
             id: inspected.id.unwrap_or_default(),
             name: inspected.name.unwrap_or_default().trim_start_matches('/').to_owned(),
@@ -65,6 +70,9 @@ impl Found {
             ),
             labels: inspected.config.and_then(|config| config.labels).unwrap_or_default(),
             network: inspected.network_settings.unwrap_or_default(),
+            network_mode: host.network_mode.unwrap_or_default(),
+            runtime: host.runtime,
+            pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| 0 < *pid),
         }
     }
 
@@ -115,19 +123,24 @@ impl Found {
         let life = self.life().ok_or_else(|| failed("runs and does not say since when"))?;
         let port = template::port(spec);
         let address = match &spec.docker.publish {
-            Some(_) => self.published(port),
-            None => self.own_address(spec.docker.network.as_deref()).map(|ip| (ip, port).into()),
+            Some(_) => self.published(port).map(Address::Forwarded),
+            None => {
+                let ip = self.own_address(spec.docker.network.as_deref());
+                ip.map(|ip| Address::Tcp(SocketAddr::new(ip, port)))
+            }
         };
         match (address, &spec.docker.publish, &spec.docker.network) {
-            (Some(address), ..) => {
-                Ok(Started { address: Address::Tcp(address), life, ran_already: false })
-            }
+            (Some(address), ..) => Ok(Started { address, life, ran_already: false }),
             (None, Some(_), _) => Err(Error::Invalid(format!(
                 "container `{}` does not publish its port {port}",
                 self.name
             ))),
             (None, None, Some(network)) => Err(Error::Invalid(format!(
                 "container `{}` has no address on the network `{network}`",
+                self.name
+            ))),
+            (None, None, None) if self.network_mode == "none" => Err(Error::Invalid(format!(
+                "container `{}` has no network: docker network connect NETWORK {0}",
                 self.name
             ))),
             (None, None, None) => Err(Error::Invalid(format!(
@@ -148,9 +161,43 @@ impl Found {
         })
     }
 
+    /// The container whose network it lives in, as long as that one's is not known.
+    pub(super) fn shares_network_of(&self) -> Option<&str> {
+        self.network_mode.strip_prefix("container:")
+    }
+
+    /// It is reached where that one is.
+    pub(super) fn lives_in(&mut self, host: Self) {
+        self.network = host.network;
+        self.network_mode = host.network_mode;
+    }
+
+    /// What listens in it, where nothing does at this port; `None` where that cannot be seen: from
+    /// another host, in a sandbox with a network of its own, among what others have there as well.
+    pub(super) fn listens_elsewhere(&self, port: u16) -> Option<String> {
+        let is_alone = self.shares_network_of().is_none() && self.network_mode != "host";
+        let pid = self.pid.filter(|pid| is_alone && self.is_at(*pid))?;
+        let listeners = Listeners::in_namespace_of(pid).ok()?;
+        let shows_all = matches!(self.runtime.as_deref(), Some("runc" | "crun"));
+        if listeners.is_empty() && !shows_all {
+            return None;
+        }
+        let ip = self.own_address(None).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let elsewhere = listeners.instead_of(&Address::Tcp(SocketAddr::new(ip, port)))?;
+        Some(format!("{elsewhere}: let it listen on 0.0.0.0, or set instance.port"))
+    }
+
+    /// Whether the daemon's number of its process is of this host, and ours to look at.
+    fn is_at(&self, pid: i32) -> bool {
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
+        !self.id.is_empty() && groups.is_ok_and(|groups| groups.contains(&self.id))
+    }
+
     /// On the named network, or on the default bridge, or on whichever it has joined.
     fn own_address(&self, network: Option<&str>) -> Option<IpAddr> {
         let networks = self.network.networks.as_ref()?;
+        // That one's networks are here by now.
+        let network = network.filter(|name| !name.starts_with("container:"));
         if network.is_none_or(|name| name == "host") && networks.contains_key("host") {
             return Some(Ipv4Addr::LOCALHOST.into());
         }

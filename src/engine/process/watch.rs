@@ -33,7 +33,7 @@ impl Shared {
         let output = slot.output.clone();
         let port = held.port.or_else(|| match record.address()? {
             Address::Tcp(address) => Some(Port::of_instance(address.port())),
-            Address::Unix(_) | Address::Behind(_) => None,
+            Address::Forwarded(_) | Address::Unix(_) | Address::Behind(_) => None,
         });
         let (shared, record) = (self.clone(), record.clone());
         let closing = self.closing.clone();

@@ -19,6 +19,8 @@ use crate::{
 };
 
 const CPUS_MAX: f64 = 4096.0;
+/// Docker makes no container with less.
+const DOCKER_MEMORY_MIN: u64 = 6 << 20;
 
 impl Check<'_> {
     pub(super) fn instance(&mut self, table: InstanceTable) -> Spec {
@@ -83,6 +85,11 @@ impl Check<'_> {
     }
 
     fn what_the_kind_needs(&mut self, spec: &Spec) {
+        let is_docker = self.kind == Some(EngineKind::Docker);
+        if is_docker && spec.memory.is_some_and(|memory| memory < DOCKER_MEMORY_MIN) {
+            let wrong = "a container needs 6 MiB or more";
+            self.found.value(&["instance", "memory"], wrong);
+        }
         let DockerSpec { container, label, .. } = &spec.docker;
         match self.kind {
             Some(EngineKind::Process) if spec.command.is_empty() => {

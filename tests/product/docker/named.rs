@@ -151,3 +151,78 @@ fn the_compose_file_brings_up_an_edge_and_its_sessions() {
     let said = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success(), "{said}");
 }
+
+/// A route to the container of this name, or with this more of `[instance.docker]`.
+fn to(docker: &str) -> String {
+    format!(
+        "host = \"{{session}}.test\"\nengine = \"docker\"\n[instance.docker]\n{docker}\n\
+         grace = \"1s\"\n[ready]\nprobe = \"http\"\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_docker_restarts_until_it_serves_is_waited_for() {
+    let rig = dockerd::shared();
+    let name = format!("crashes-{}", std::process::id());
+    let script = "cd /tmp; echo x >> n; test $(wc -l < n) -ge 3 || exit 1; \
+                  exec busybox httpd -f -p 8080 -h /www";
+    let create = ["create", "--name", &name, "--restart", "always", IMAGE, "sh", "-c", script];
+    let made = Made::by(rig, &create, &["rm", "-f", &name]);
+    let yard = Yard::new(&to(&format!("container = \"{name}\"")));
+    assert_eq!(yard.get("alice.test", "/").await, (200, "hello\n".to_owned()));
+    assert_eq!(yard.field(&name, ".RestartCount"), 2);
+    drop(yard);
+    drop(made);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_is_removed_and_made_anew_is_served_at_once() {
+    let rig = dockerd::shared();
+    let name = format!("anew-{}", std::process::id());
+    let run = ["run", "--detach", "--name", &name, IMAGE];
+    let made = Made::by(rig, &run, &["rm", "-f", &name]);
+    let yard = Yard::new(&to(&format!("container = \"{name}\"")));
+    assert_eq!(yard.get("alice.test", "/").await.0, 200);
+    for _ in 0..4 {
+        rig.docker(&["rm", "-f", &name]);
+        rig.docker(&run);
+        assert_eq!(yard.get("alice.test", "/").await, (200, "hello\n".to_owned()));
+    }
+    drop(yard);
+    drop(made);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_containers_with_one_label_are_said_and_one_less_is_served() {
+    let rig = dockerd::shared();
+    let (one, two) =
+        (format!("twin-a-{}", std::process::id()), format!("twin-b-{}", std::process::id()));
+    let label = format!("twin={}", std::process::id());
+    let create = |name| ["create", "--name", name, "--label", &label, IMAGE];
+    let first = Made::by(rig, &create(&one), &["rm", "-f", &one]);
+    let second = Made::by(rig, &create(&two), &["rm", "-f", &two]);
+    let mut yard = Yard::new(&to(&format!("label = \"{label}\"")));
+    yard.edge.announce("wake failed");
+    yard.edge.announce("cannot ask the engine");
+    let (status, _) = yard.get("alice.test", "/").await;
+    assert_eq!(status, 503);
+    yard.edge.wait_state("alice.test", "asleep");
+    let error = yard.edge.session("alice.test")["last_error"].to_string();
+    assert!(error.contains("2 containers have the label"), "{error}");
+    drop(second);
+    assert!(yard.cli(&["wake", "alice.test"]).status.success());
+    assert_eq!(yard.get("alice.test", "/").await.0, 200);
+    drop(yard);
+    drop(first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_published_instance_that_listens_late_is_waited_for_without_a_probe_of_its_own() {
+    let route = format!(
+        "host = \"{{session}}.test\"\nengine = \"docker\"\n[instance]\nimage = \"{IMAGE}\"\n\
+         command = [\"sh\", \"-c\", \"sleep 1; exec busybox httpd -f -p {{port}} -h /www\"]\n\
+         [instance.docker]\npublish = true\ngrace = \"1s\"\n"
+    );
+    let yard = Yard::new(&route);
+    assert_eq!(yard.get("alice.test", "/").await, (200, "hello\n".to_owned()));
+}

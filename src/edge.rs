@@ -25,9 +25,12 @@ mod inlet;
 mod listen;
 mod local;
 mod pace;
+mod patience;
 mod peer;
 mod proxy_protocol;
 mod respond;
+mod settle;
+mod silence;
 mod socket;
 mod target;
 mod tls;
@@ -38,7 +41,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{StatusCode, Version, header};
 use pingora::{
     Error, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -73,6 +76,7 @@ use listen::Connection;
 use pace::Rate;
 use peer::Manner;
 use respond::Answer;
+use silence::Silence;
 use target::Target;
 
 /// How often one request may try to connect.
@@ -238,6 +242,34 @@ impl Edge {
         Ok(peer)
     }
 
+    /// From here on both sides may stream as slowly as they like. The instance may be silent within
+    /// a stream alone.
+    fn answer_began(
+        &self,
+        downstream: &mut Downstream,
+        answer: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) {
+        let has_body = headers::has_body(downstream.req_header(), answer);
+        if has_body {
+            ctx.set_patient(true);
+        }
+        if settle::is_stream(answer) {
+            ctx.silence = None;
+            // As in `early_request_filter`: who leaves must be seen.
+            downstream.set_pipelining_enabled(false);
+        } else if let Some(silence) = &ctx.silence {
+            silence.answer_began();
+        }
+        if downstream.req_header().version == Version::HTTP_10 {
+            // It knows no chunks: only the end of the connection ends such an answer.
+            answer.remove_header(&header::TRANSFER_ENCODING);
+            if has_body && !answer.headers.contains_key(header::CONTENT_LENGTH) {
+                downstream.set_keepalive(None);
+            }
+        }
+    }
+
     /// A refused connection is a reason to ask the engine, not to give the instance up.
     async fn after_failed_connect(&self, ctx: &mut Ctx, failed: Instant) -> Result<(), Answer> {
         let Some(lease) = &ctx.lease else { return Ok(()) };
@@ -278,14 +310,17 @@ impl ProxyHttp for Edge {
             ctx.connection = Some(Arc::clone(connection));
         }
         ctx.answer = self.framed(downstream, ctx).await.err();
-        downstream.set_read_timeout(Some(self.timeouts.client_body));
         headers::drop_stray_upgrade(downstream.req_header_mut());
         // Bytes of a next request that come during a hold are kept for it. Pingora, once it keeps
         // some, sees no client leave any more, so only where `timeouts.answer` ends the wait.
         // Test: a_client_that_sends_on_and_leaves_before_the_101_gives_its_lease_back.
         ctx.manner = Manner::of(downstream.req_header());
-        downstream.set_pipelining_enabled(!ctx.manner.is_patient());
-        ctx.set_patient(ctx.manner.is_patient());
+        downstream.set_pipelining_enabled(!ctx.manner.may_wait());
+        ctx.set_patient(ctx.manner.is_stream());
+        if downstream.req_header().version == Version::HTTP_10 {
+            // RFC 9110, 15.2: it knows of none.
+            downstream.set_ignore_info_resp(true);
+        }
         if downstream.is_http2() {
             // Of what goes by HTTP/1, and of the connection, the inlet's stream knows more.
             downstream.set_write_timeout(Some(self.timeouts.client_write));
@@ -336,6 +371,9 @@ impl ProxyHttp for Edge {
         ctx: &mut Ctx,
     ) -> Result<()> {
         http2::request::drop_empty_end(body, end);
+        if let Some(silence) = &ctx.silence {
+            silence.is_broken();
+        }
         let Some(pace) = ctx.body.as_mut().filter(|_| !end && downstream.is_http2()) else {
             return Ok(());
         };
@@ -364,7 +402,7 @@ impl ProxyHttp for Edge {
         &self,
         _: &mut Downstream,
         reused: bool,
-        _: &HttpPeer,
+        peer: &HttpPeer,
         socket: std::os::unix::io::RawFd,
         _: Option<&Digest>,
         ctx: &mut Ctx,
@@ -374,6 +412,13 @@ impl ProxyHttp for Edge {
         let own = ctx.connection.as_ref().filter(|_| socket < 0 && ctx.manner.is_upgrade());
         let socket = own.map_or(socket, |connection| connection.socket);
         ctx.entered.cut_when_over(socket, &self.tunnels);
+        ctx.silence = None;
+        if let Some(connection) =
+            ctx.connection.clone().filter(|_| peer::is_watched(peer, ctx.manner))
+        {
+            let (tasks, may_wait) = (&self.tunnels, ctx.manner.may_wait());
+            ctx.silence = Silence::watch(socket, connection, may_wait, &self.timeouts, tasks);
+        }
         if reused {
             return Ok(());
         }
@@ -421,6 +466,10 @@ impl ProxyHttp for Edge {
         ctx.entered.tell(&target.route.recipe.access, upstream)?;
         ctx.id.ask(upstream)?;
         headers::keep_trailers(downstream.req_header(), upstream)?;
+        upstream.remove_header(&header::PROXY_AUTHORIZATION);
+        if ctx.manner.is_upgrade() {
+            headers::ask_upgrade(downstream.req_header(), upstream)?;
+        }
         if let Some(codings) = framing::inner_codings(&downstream.req_header().headers) {
             upstream.insert_header(header::TRANSFER_ENCODING, codings)?;
         }
@@ -439,14 +488,18 @@ impl ProxyHttp for Edge {
         answer: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        if answer.status.is_informational() && answer.status != StatusCode::SWITCHING_PROTOCOLS {
+        settle::settle(answer, ctx.manner.is_upgrade())?;
+        let is_last =
+            !answer.status.is_informational() || answer.status == StatusCode::SWITCHING_PROTOCOLS;
+        // An answer before the request's end closes the connection; a 100 is none, and asks for it.
+        downstream.set_close_on_response_before_downstream_finish(is_last);
+        if !is_last {
+            if let Some(silence) = &ctx.silence {
+                silence.is_broken();
+            }
             return Ok(());
         }
-        // From here on both sides may stream as slowly as they like.
-        if headers::has_body(downstream.req_header(), answer) {
-            downstream.set_read_timeout(None);
-            ctx.set_patient(true);
-        }
+        self.answer_began(downstream, answer, ctx);
         ctx.id.answer(answer)?;
         if let Some(target) = &ctx.target {
             headers::hsts(answer, downstream, target)?;
@@ -464,13 +517,19 @@ impl ProxyHttp for Edge {
     /// Once the answer is complete, what is left of the request must come as it must before.
     fn response_body_filter(
         &self,
-        downstream: &mut Downstream,
+        _: &mut Downstream,
         _: &mut Option<Bytes>,
         end: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
+        if let Some(silence) = &ctx.silence {
+            if end && silence.is_over() {
+                // Where only the end of the connection ends the answer, it would look whole.
+                return Err(Error::explain(ErrorType::ReadTimedout, "silent").into_up());
+            }
+            silence.is_broken();
+        }
         if end {
-            downstream.set_read_timeout(Some(self.timeouts.client_body));
             ctx.set_patient(false);
         }
         Ok(None)

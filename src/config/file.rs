@@ -126,8 +126,8 @@ pub struct Limits {
     /// with a body, are refused in any case.
     pub get_body: GetBody,
     /// The fewest bytes a second of a request's body, on average, while the edge waits for them
-    /// and until the answer begins; a slower one gets 408. Not for WebSocket, SSE and gRPC, and
-    /// what the instance or a wake takes does not count.
+    /// and until the answer begins; a slower one gets 408. Not for upgrades and gRPC, and what the
+    /// instance or a wake takes does not count.
     #[serde(with = "size")]
     #[schemars(with = "SizeText")]
     pub body_rate: u64,
@@ -180,7 +180,7 @@ pub struct Timeouts {
     #[schemars(with = "DurationText")]
     pub connect: Duration,
     /// An instance's silence: until its answer begins, and between two reads of it. Not for
-    /// WebSocket, SSE and gRPC, which may be silent for as long as they like.
+    /// upgrades, gRPC, and answers that say that they are streams, such as server-sent events.
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub answer: Duration,

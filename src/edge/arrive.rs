@@ -9,12 +9,12 @@ use std::{
 };
 
 use pingora::protocols::Stream;
-use tokio::time::timeout;
 
 use super::{
     client::{self, Peer},
     connections::Place,
     early::{Early, Unseen},
+    patience::Patience,
     proxy_protocol,
     tls::{self, Handshakes, TlsError, Told},
 };
@@ -100,11 +100,11 @@ impl Entrances {
         };
         let local = local.map(|local| local.ip().to_canonical());
         let pass = self.pass(entrance, stream, place, address, local);
-        let through = timeout(self.within, pass).await;
+        let through = Patience::new(self.within).bound(pass).await;
         let (arrived, result) = match through {
-            Ok(Ok(arrival)) => (Some(arrival), "ok"),
-            Ok(Err(refused)) => (None, refused),
-            Err(_) => (None, "timeout"),
+            Some(Ok(arrival)) => (Some(arrival), "ok"),
+            Some(Err(refused)) => (None, refused),
+            None => (None, "timeout"),
         };
         METRICS.handshakes.with_label_values(&[result]).inc();
         arrived

@@ -21,6 +21,7 @@ use super::{
     pace::AveragePace,
     peer::Manner,
     respond::Answer,
+    silence::Silence,
     target::Target,
     tunnel::{Ending, Takeover},
 };
@@ -50,6 +51,8 @@ pub struct Ctx {
     pub(super) connect_took: Duration,
     pub(super) connect_failed: Option<Instant>,
     pub(super) connection: Option<Arc<Connection>>,
+    /// As long as the instance must not be silent for as long as it likes.
+    pub(super) silence: Option<Silence>,
     /// Of an HTTP/2 request's body, as long as it may not come as slowly as it likes.
     pub(super) body: Option<AveragePace>,
 }
@@ -74,6 +77,7 @@ impl Ctx {
             connect_took: Duration::ZERO,
             connect_failed: None,
             connection: None,
+            silence: None,
             body: None,
         }
     }
@@ -130,7 +134,8 @@ impl Ctx {
         if let Some(lease) = self.lease.take() {
             let grant = self.entered.grant().cloned();
             let ending = grant.map(|grant| Ending::new(grant, is_websocket));
-            tunnels.spawn(takeover.begin(lease, ending));
+            // A WebSocket ends by its Close; other protocols may end one direction and go on.
+            tunnels.spawn(takeover.begin(lease, ending, !is_websocket));
             // A connection is upgraded once.
             let _ = connection.takeover.set(takeover);
         }
@@ -140,6 +145,7 @@ impl Ctx {
     pub(super) fn answer_to(&self, error: &Error) -> Answer {
         let heads = self.connection.as_ref().map(|connection| &connection.heads);
         match (error.esource(), error.etype()) {
+            _ if self.silence.as_ref().is_some_and(Silence::is_over) => Answer::Silent,
             (ErrorSource::Downstream, _) if heads.is_some_and(|heads| heads.is_body_bad()) => {
                 Answer::Unframed(Refusal::Chunk)
             }

@@ -4,6 +4,7 @@
 //! Pure: bytes in, how many of them may go on. It knows no socket, and what it says does not depend
 //! on how the bytes were cut into reads.
 
+mod absolute;
 mod chunks;
 mod head;
 mod http2;
@@ -18,7 +19,8 @@ use crate::config::{GetBody, Limits, Underscores};
 use chunks::Chunks;
 use head::{After, Head};
 
-pub(super) use head::{names_h2c, names_upgrade};
+pub(super) use absolute::Absolute;
+pub(super) use head::{names_upgrade, offers_http};
 
 /// No longer one is read by Pingora, whose refusal says nothing.
 const TARGET_MAX: usize = 65_534;
@@ -82,7 +84,7 @@ pub(super) enum Refusal {
     UnknownCoding,
     /// `GET` or `HEAD` with a body.
     BodyOfGet,
-    /// An upgrade with a body.
+    /// An upgrade with a chunked body: behind it, chunks and what follows could not be told apart.
     BodyOfUpgrade,
     /// The head is longer than `limits.head`.
     HeadTooLarge,
@@ -128,7 +130,7 @@ impl Refusal {
             Self::Coding => "Transfer-Encoding must end in chunked, without Content-Length.",
             Self::UnknownCoding => "This transfer coding is not known here.",
             Self::BodyOfGet => "A GET or HEAD must not have a body.",
-            Self::BodyOfUpgrade => "A request for an upgrade must not have a body.",
+            Self::BodyOfUpgrade => "A request for an upgrade must not have a chunked body.",
             Self::HeadTooLarge => "The request's head is too long.",
             Self::TooManyHeaders => "The request has too many headers.",
             Self::UriTooLong => "The request's target is too long.",
@@ -157,6 +159,8 @@ pub(super) struct Framing {
     /// Heads that were complete.
     heads: u32,
     has_underscores: bool,
+    /// Heads with a whole URI, of those that the last bytes have completed.
+    absolutes: Vec<Absolute>,
 }
 
 #[derive(Debug)]
@@ -164,6 +168,8 @@ enum Stage {
     Head(Head),
     /// So many bytes of a body are to come.
     Body(u64),
+    /// The same, of an upgrade.
+    BodyOfUpgrade(u64),
     Chunks(Chunks),
     /// Behind the head of an upgrade: what comes is no request.
     Upgrade,
@@ -172,7 +178,7 @@ enum Stage {
 impl Framing {
     pub(super) fn new(limits: Arc<HeadLimits>) -> Self {
         let stage = Stage::Head(Head::default());
-        Self { limits, stage, heads: 0, has_underscores: false }
+        Self { limits, stage, heads: 0, has_underscores: false, absolutes: Vec::new() }
     }
 
     /// How many of `bytes`, from the first, may go on: whole heads, and bodies as they come. What is
@@ -181,12 +187,15 @@ impl Framing {
     /// malformed chunk nothing of these `bytes` goes on.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> (usize, Result<(), Refusal>) {
         let mut at = 0;
+        self.absolutes.clear();
         while at < bytes.len() {
             let rest = &bytes[at..];
             match &mut self.stage {
                 Stage::Head(head) => match head.read(rest, &self.limits) {
                     Ok(None) => break,
                     Ok(Some(length)) => {
+                        let absolute = head.absolute().map(|place| Absolute { at, place });
+                        self.absolutes.extend(absolute);
                         at += length;
                         self.heads = self.heads.wrapping_add(1);
                         self.has_underscores |= head.has_underscores();
@@ -195,16 +204,21 @@ impl Framing {
                             After::Body(length) => Stage::Body(length),
                             After::Chunks => Stage::Chunks(Chunks::default()),
                             After::Upgrade => Stage::Upgrade,
+                            After::BodyOfUpgrade(length) => Stage::BodyOfUpgrade(length),
                         };
                     }
                     Err(refusal) => return (at, Err(refusal)),
                 },
                 Stage::Body(left) => {
-                    let here = rest.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                    at += here;
-                    *left -= here as u64;
+                    at += take(left, rest);
                     if *left == 0 {
                         self.stage = Stage::Head(Head::default());
+                    }
+                }
+                Stage::BodyOfUpgrade(left) => {
+                    at += take(left, rest);
+                    if *left == 0 {
+                        self.stage = Stage::Upgrade;
                     }
                 }
                 Stage::Chunks(chunks) => match chunks.read(rest, self.limits.head_max) {
@@ -234,13 +248,25 @@ impl Framing {
 
     /// Whether a body is under way.
     pub(super) fn is_in_body(&self) -> bool {
-        matches!(self.stage, Stage::Body(_) | Stage::Chunks(_))
+        matches!(self.stage, Stage::Body(_) | Stage::BodyOfUpgrade(_) | Stage::Chunks(_))
+    }
+
+    /// The heads with a whole URI that the last bytes have completed, the first one first.
+    pub(super) fn absolutes(&self) -> &[Absolute] {
+        &self.absolutes
     }
 
     /// Whether the last head asked for an upgrade.
     pub(super) fn is_behind_upgrade(&self) -> bool {
         matches!(self.stage, Stage::Upgrade)
     }
+}
+
+/// How many of these belong to a body of which so many are left.
+fn take(left: &mut u64, bytes: &[u8]) -> usize {
+    let here = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+    *left -= here as u64;
+    here
 }
 
 /// The transfer codings below `chunked`, which is the edge's own on both sides, for the instance:

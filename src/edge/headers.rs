@@ -178,7 +178,7 @@ fn node(hop: Option<IpAddr>) -> String {
 
 /// RFC 9110, 7.8: an `Upgrade` counts only where `Connection` names it, and not in HTTP/1.0. Pingora
 /// reads the first alone, and would make an upgrade of it that the client never asked for. An offer
-/// of h2c is never taken. As `framing` has it.
+/// of HTTP itself is never taken. As `framing` has it.
 pub(super) fn drop_stray_upgrade(request: &mut RequestHeader) {
     let headers = &request.headers;
     if !headers.contains_key(header::UPGRADE) {
@@ -188,9 +188,19 @@ pub(super) fn drop_stray_upgrade(request: &mut RequestHeader) {
         headers.get_all(name).iter().any(|value| is(value.as_bytes()))
     };
     let named = any(header::CONNECTION, framing::names_upgrade);
-    if !named || any(header::UPGRADE, framing::names_h2c) || request.version == Version::HTTP_10 {
+    if !named || any(header::UPGRADE, framing::offers_http) || request.version == Version::HTTP_10 {
         request.remove_header(&header::UPGRADE);
     }
+}
+
+/// Asks the instance for the upgrade that the client asks for. Pingora lets that to WebSocket through
+/// alone.
+pub(super) fn ask_upgrade(downstream: &RequestHeader, upstream: &mut RequestHeader) -> Result<()> {
+    upstream.remove_header(&header::UPGRADE);
+    for protocol in downstream.headers.get_all(header::UPGRADE) {
+        upstream.append_header("Upgrade", protocol.clone())?;
+    }
+    upstream.insert_header("Connection", "Upgrade")
 }
 
 /// Takes out the headers with `_` in their names: all, or those alone which an instance that takes

@@ -16,13 +16,14 @@ use bytes::BytesMut;
 use pingora::protocols::Stream;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, ReadBuf},
-    time::{Instant, Sleep, sleep_until, timeout, timeout_at},
+    time::timeout,
 };
 use tokio_util::io::poll_read_buf;
 
 use super::{
     framing::{Framing, HeadLimits, Refusal},
     pace::{Pace, Rate},
+    patience::Patience,
 };
 use crate::config::{Limits, Timeouts};
 
@@ -57,6 +58,7 @@ pub(super) struct Terms {
     head: Duration,
     limits: Arc<HeadLimits>,
     body: Rate,
+    body_silence: Duration,
     pub(super) answer: Rate,
     /// How long one may be gone before it is noticed.
     pub(super) gone: Duration,
@@ -68,6 +70,7 @@ impl Terms {
             head: timeouts.client_head,
             limits: Arc::new(HeadLimits::new(limits)),
             body: Rate::of_bodies(limits, timeouts),
+            body_silence: timeouts.client_body,
             answer: Rate::of_answers(limits, timeouts),
             gone: timeouts.client_gone,
         }
@@ -144,12 +147,13 @@ pub(super) struct Inlet {
     thrown_away: usize,
     has_left: bool,
     body: Pace,
+    body_silence: Duration,
+    /// Since the body that is being read has stopped coming.
+    silent: Option<Patience>,
     head: Duration,
-    /// When the head that is being read must be complete; runs from its first byte, for a
-    /// connection's first one from the connection's.
-    until: Option<Instant>,
-    /// Made only when a head does not come in one piece.
-    alarm: Option<Pin<Box<Sleep>>>,
+    /// For the head that is being read; runs from its first byte, for a connection's first one from
+    /// the connection's.
+    until: Option<Patience>,
 }
 
 impl Inlet {
@@ -164,22 +168,23 @@ impl Inlet {
             thrown_away: 0,
             has_left: false,
             body: Pace::new(terms.body),
+            body_silence: terms.body_silence,
+            silent: None,
             head: terms.head,
-            until: Some(Instant::now() + terms.head),
-            alarm: None,
+            until: Some(Patience::new(terms.head)),
         }
     }
 
     /// What the connection begins as. Reads until it can be no preface of HTTP/2 any more: a client
     /// of HTTP/1.0 may send less than a preface and wait.
     pub(super) async fn peek(&mut self, stream: &mut Stream) -> io::Result<Speaks> {
-        let until = self.until.unwrap_or_else(|| Instant::now() + self.head);
+        let until = self.until.get_or_insert_with(|| Patience::new(self.head));
         while self.held.len() < PREFACE.len() && PREFACE.starts_with(&self.held) {
             self.held.reserve(PIECE);
-            match timeout_at(until, stream.read_buf(&mut self.held)).await {
-                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => read?,
-                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            match until.bound(stream.read_buf(&mut self.held)).await {
+                Some(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(read) => read?,
+                None => return Err(io::ErrorKind::TimedOut.into()),
             };
         }
         if self.held.starts_with(PREFACE) {
@@ -225,7 +230,7 @@ impl Inlet {
             return self.poll_closed(cx, stream);
         }
         if in_request {
-            (self.until, self.alarm) = (None, None);
+            self.until = None;
         }
         if self.is_late(cx, in_request) {
             return Poll::Ready(self.time_out(buf));
@@ -249,7 +254,7 @@ impl Inlet {
         self.is_closed || (self.framing.is_behind_upgrade() && !self.is_raw)
     }
 
-    /// Holds a body to its rate.
+    /// Holds a body to its rate, and to `timeouts.client_body`.
     fn pace(
         &mut self,
         cx: &mut Context<'_>,
@@ -258,18 +263,29 @@ impl Inlet {
         read: Poll<io::Result<()>>,
     ) -> Poll<io::Result<()>> {
         if !self.framing.is_in_body() || self.heads.is_patient.load(Ordering::Relaxed) {
+            self.silent = None;
             return read;
+        }
+        if read.is_ready() {
+            self.silent = None;
         }
         if !was_in_body {
             self.body.restart();
         } else if read.is_ready() {
             self.body.moved(came);
-        } else if self.body.waits(cx) {
+        }
+        if read.is_pending() && self.waits_for_body(cx) {
             self.is_closed = true;
             self.heads.is_body_slow.store(true, Ordering::Relaxed);
             return Poll::Ready(self.end());
         }
         read
+    }
+
+    /// Nothing comes of a body. Whether that is too slow.
+    fn waits_for_body(&mut self, cx: &mut Context<'_>) -> bool {
+        let silent = self.silent.get_or_insert_with(|| Patience::new(self.body_silence));
+        silent.poll_over(cx).is_ready() || self.body.waits(cx)
     }
 
     fn poll_raw(
@@ -282,7 +298,7 @@ impl Inlet {
         let before = buf.filled().len();
         let read = Pin::new(stream).poll_read(cx, buf);
         if !in_request && self.until.is_none() && before < buf.filled().len() {
-            self.until = Some(Instant::now() + self.head);
+            self.until = Some(Patience::new(self.head));
         }
         read
     }
@@ -302,6 +318,13 @@ impl Inlet {
             }
             // Mostly one whole head, which stays where Pingora wants it.
             let (passes, outcome) = self.framing.advance(came);
+            if !self.framing.absolutes().is_empty() {
+                self.held.extend_from_slice(came);
+                buf.set_filled(before);
+                self.take(passes, outcome);
+                self.give(buf);
+                return Poll::Ready(Ok(()));
+            }
             if outcome.is_ok() {
                 self.held.extend_from_slice(&came[passes..]);
             }
@@ -363,11 +386,32 @@ impl Inlet {
     /// Frames what is held.
     fn look(&mut self) {
         let (passes, outcome) = self.framing.advance(&self.held);
+        self.take(passes, outcome);
+    }
+
+    /// Of what is held, so much may go on.
+    fn take(&mut self, passes: usize, outcome: Result<(), Refusal>) {
+        let passes = self.to_origin(passes);
         self.ready = passes;
         if outcome.is_err() {
             self.held.truncate(passes);
         }
         self.note(outcome);
+    }
+
+    /// Rewrites the targets that are whole URIs; how much may go on then.
+    fn to_origin(&mut self, mut passes: usize) -> usize {
+        let absolutes = self.framing.absolutes();
+        if absolutes.is_empty() {
+            return passes;
+        }
+        let mut bytes = self.held.to_vec();
+        // From behind, so that the places of those before stay what they are.
+        for absolute in absolutes.iter().rev() {
+            passes = passes.saturating_add_signed(absolute.to_origin(&mut bytes));
+        }
+        self.held = BytesMut::from(&*bytes);
+        passes
     }
 
     /// Tells the hooks what was framed, and puts the stand-in behind it where that was refused.
@@ -391,7 +435,7 @@ impl Inlet {
         }
         if self.ready == self.held.len() {
             // No head has begun.
-            (self.until, self.alarm) = (None, None);
+            self.until = None;
         }
     }
 
@@ -402,11 +446,9 @@ impl Inlet {
         }
         let has_begun = !self.held.is_empty() && !self.framing.is_behind_upgrade();
         if self.until.is_none() && has_begun {
-            self.until = Some(Instant::now() + self.head);
+            self.until = Some(Patience::new(self.head));
         }
-        let Some(until) = self.until else { return false };
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        alarm.as_mut().poll(cx).is_ready()
+        self.until.as_mut().is_some_and(|until| until.poll_over(cx).is_ready())
     }
 
     /// Who has begun a head is told.

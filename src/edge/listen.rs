@@ -168,6 +168,8 @@ pub(super) struct Connection {
     /// What its inlet has let through.
     pub(super) heads: Arc<Heads>,
     pub(super) traffic: Traffic,
+    /// Whether the client is waited for to take something.
+    is_writing: AtomicBool,
 }
 
 impl Connection {
@@ -181,8 +183,14 @@ impl Connection {
         self.http2.load(Ordering::Relaxed)
     }
 
+    /// Whether the client is waited for to take something. HTTP/2 hides it.
+    pub(super) fn is_writing(&self) -> bool {
+        self.is_writing.load(Ordering::Relaxed)
+    }
+
     /// The head is complete.
     pub(super) fn request_began(&self) {
+        self.is_writing.store(false, Ordering::Relaxed);
         self.in_request.store(true, Ordering::Relaxed);
     }
 
@@ -231,6 +239,7 @@ impl Guarded {
             takeover: OnceLock::new(),
             heads,
             traffic: Traffic::default(),
+            is_writing: AtomicBool::new(false),
         });
         // Pingora carries this digest to every request: it is how the hooks find the connection.
         let answer = ResponseHeader::build(200, Some(0)).expect("200 is a status");
@@ -266,6 +275,12 @@ impl Guarded {
 
     fn paced(&mut self) -> &mut Paced<Stream> {
         &mut self.client.as_mut().expect("only the drop takes it").stream
+    }
+
+    /// What became of a write.
+    fn wrote<T>(&self, write: Poll<T>) -> Poll<T> {
+        self.connection.is_writing.store(write.is_pending(), Ordering::Relaxed);
+        write
     }
 
     fn stream(&mut self) -> &mut Stream {
@@ -310,11 +325,13 @@ impl AsyncWrite for Guarded {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(self.paced()).poll_write(cx, buf);
-        self.connection.traffic.wrote(write)
+        let write = self.connection.traffic.wrote(write);
+        self.wrote(write)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.paced()).poll_flush(cx)
+        let flush = Pin::new(self.paced()).poll_flush(cx);
+        self.wrote(flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -330,7 +347,8 @@ impl AsyncWrite for Guarded {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(self.paced()).poll_write_vectored(cx, bufs);
-        self.connection.traffic.wrote(write)
+        let write = self.connection.traffic.wrote(write);
+        self.wrote(write)
     }
 
     fn is_write_vectored(&self) -> bool {

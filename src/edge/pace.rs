@@ -110,7 +110,8 @@ impl Pace {
 /// first bytes, so that what was sent ahead stands for the time in which the instance took nothing.
 #[derive(Debug, Default)]
 pub(super) struct AveragePace {
-    since: Option<Instant>,
+    last: Option<Instant>,
+    took: Duration,
     bytes: u64,
 }
 
@@ -118,8 +119,11 @@ impl AveragePace {
     /// Whether it is too slow, now that these have come.
     pub(super) fn is_too_slow(&mut self, bytes: usize, rate: Rate) -> bool {
         self.bytes = self.bytes.saturating_add(bytes as u64);
-        let took = self.since.get_or_insert_with(Instant::now).elapsed();
-        let counts = took.saturating_sub(rate.grace).as_secs_f64();
+        let now = Instant::now();
+        let gap = self.last.replace(now).map_or(Duration::ZERO, |last| now - last);
+        // A longer one may be the edge's own absence.
+        self.took += gap.min(rate.grace);
+        let counts = self.took.saturating_sub(rate.grace).as_secs_f64();
         (self.bytes as f64) < counts * rate.rate as f64
     }
 }
@@ -282,10 +286,23 @@ mod tests {
     async fn on_average_what_was_sent_ahead_counts() {
         let mut pace = AveragePace::default();
         assert!(!pace.is_too_slow(3_000, RATE));
-        advance(RATE.grace + Duration::from_secs(29)).await;
-        assert!(!pace.is_too_slow(1, RATE));
+        for _ in 0..49 {
+            advance(Duration::from_secs(1)).await;
+            assert!(!pace.is_too_slow(0, RATE));
+        }
         advance(Duration::from_secs(2)).await;
         assert!(pace.is_too_slow(1, RATE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_average_an_absence_of_the_edge_counts_as_its_grace() {
+        let mut pace = AveragePace::default();
+        assert!(!pace.is_too_slow(100, RATE));
+        advance(RATE.grace * 100).await;
+        for _ in 0..100 {
+            assert!(!pace.is_too_slow(100, RATE));
+            advance(Duration::from_secs(1)).await;
+        }
     }
 
     const NO_SOCKET: RawFd = -1;

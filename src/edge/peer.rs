@@ -32,24 +32,17 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive {
 pub(super) struct Manner {
     grpc: bool,
     upgrade: bool,
-    /// WebSocket, gRPC and server-sent events may be silent for as long as they like.
-    patient: bool,
+    /// It would take events: whether it gets them, the answer says.
+    events: bool,
 }
 
 impl Manner {
     pub(super) fn of(request: &RequestHeader) -> Self {
-        let starts = |name: header::HeaderName, with: &[u8]| {
-            request
-                .headers
-                .get(name)
-                .map(HeaderValue::as_bytes)
-                .is_some_and(|v| v.starts_with(with))
-        };
         let content = request.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         let grpc = content.is_some_and(is_grpc);
-        let events = starts(header::ACCEPT, b"text/event-stream");
+        let events = request.headers.get_all(header::ACCEPT).iter().any(names_events);
         let upgrade = request.headers.contains_key(header::UPGRADE);
-        Self { grpc, upgrade, patient: grpc || events || upgrade }
+        Self { grpc, upgrade, events }
     }
 
     /// Whether it asks for another protocol, such as WebSocket.
@@ -57,10 +50,29 @@ impl Manner {
         self.upgrade
     }
 
-    /// Whether the instance may be silent for as long as it likes.
-    pub(super) fn is_patient(self) -> bool {
-        self.patient
+    /// Whether both sides may be slow from the first byte on: WebSocket and gRPC.
+    pub(super) fn is_stream(self) -> bool {
+        self.grpc || self.upgrade
     }
+
+    /// Whether the instance may be silent until it answers.
+    pub(super) fn may_wait(self) -> bool {
+        self.is_stream() || self.events
+    }
+}
+
+/// Whether an `Accept` names server-sent events, wherever in it.
+fn names_events(accept: &HeaderValue) -> bool {
+    let mut kinds = accept.as_bytes().split(|byte| *byte == b',');
+    kinds.any(|kind| {
+        let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default();
+        kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
+    })
+}
+
+/// Whether the edge itself watches over the silence of this instance. HTTP/2 leaves it to Pingora.
+pub(super) fn is_watched(peer: &HttpPeer, manner: Manner) -> bool {
+    peer.options.alpn != ALPN::H2 && !manner.is_stream()
 }
 
 /// `application/grpc`, alone or with the format of its messages. Others begin with the same letters:
@@ -102,7 +114,6 @@ pub(super) fn build(
     options.connection_timeout = Some(timeouts.connect);
     options.total_connection_timeout = Some(timeouts.connect);
     options.idle_timeout = Some(timeouts.upstream_idle);
-    options.read_timeout = (!manner.patient).then_some(timeouts.answer);
     options.tcp_keepalive = Some(KEEPALIVE);
     if let Some(takeover) = takeover {
         // It goes over to this request's tunnel, and so is for this request alone.
@@ -111,10 +122,14 @@ pub(super) fn build(
     }
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
     options.alpn = match route.recipe.protocol {
+        // HTTP/2 has no `Upgrade`, and what speaks it mostly speaks HTTP/1.1 as well.
+        _ if manner.upgrade => ALPN::H1,
         Protocol::Http2 => ALPN::H2,
         Protocol::Auto if manner.grpc => ALPN::H2,
         Protocol::Auto | Protocol::Http1 => ALPN::H1,
     };
+    let leaves_silence = options.alpn == ALPN::H2 && !manner.may_wait();
+    options.read_timeout = leaves_silence.then_some(timeouts.answer);
     Ok(Box::new(peer))
 }
 

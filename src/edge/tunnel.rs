@@ -30,7 +30,8 @@ use tokio::{
 use super::{connections::Place, dial::Socket, frames::Frames, pace::Paced};
 use crate::{access::Grant, fleet::Lease};
 
-/// How long one side may say nothing after the other has ended.
+/// How long one side may say nothing after the other has ended. Not for an instance whose client only
+/// has no more to say, as behind `docker exec`.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// How long a client may take to hear that its access has ended.
@@ -83,6 +84,7 @@ impl Takeover {
         &self,
         lease: Lease,
         ending: Option<Ending>,
+        half_closes: bool,
     ) -> impl Future<Output = ()> + use<> {
         let (to_client, client) = oneshot::channel();
         let (to_instance, instance) = oneshot::channel();
@@ -95,11 +97,11 @@ impl Takeover {
             let Client { mut stream, place: _place } = client;
             // Whatever ends it, both sides see it end.
             let Some(Ending { over, mut frames }) = ending else {
-                let _ = relay(&mut stream, instance, &mut None).await;
+                let _ = relay(&mut stream, instance, &mut None, half_closes).await;
                 return;
             };
             tokio::select! {
-                _ = relay(&mut stream, instance, &mut frames) => {}
+                _ = relay(&mut stream, instance, &mut frames, half_closes) => {}
                 () = over => farewell(&mut stream, frames.as_ref()).await,
             }
         }
@@ -141,10 +143,15 @@ fn lock<T>(slot: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Carries bytes both ways until both sides have ended, or one has and the other is silent for
-/// [`LINGER`].
+/// [`LINGER`]; where the client `half_closes`, its end alone is no reason to end.
 ///
 /// `frames` is told what the client was sent.
-async fn relay<A, B>(mut client: A, mut instance: B, frames: &mut Option<Frames>) -> io::Result<()>
+async fn relay<A, B>(
+    mut client: A,
+    mut instance: B,
+    frames: &mut Option<Frames>,
+    half_closes: bool,
+) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -157,6 +164,7 @@ where
         match (upward, downward) {
             (Poll::Ready(()), Poll::Ready(())) => return Poll::Ready(Ok(())),
             (Poll::Pending, Poll::Pending) => return Poll::Pending,
+            (Poll::Ready(()), Poll::Pending) if half_closes => return Poll::Pending,
             _ => {}
         }
         if std::mem::take(&mut up.has_moved) | std::mem::take(&mut down.has_moved) {
@@ -296,7 +304,8 @@ mod tests {
         (
             client,
             instance,
-            tokio_util::task::TaskTracker::new().spawn(async { relay(near, far, &mut None).await }),
+            tokio_util::task::TaskTracker::new()
+                .spawn(async { relay(near, far, &mut None, false).await }),
         )
     }
 
@@ -320,6 +329,21 @@ mod tests {
         };
         let (by_client, by_instance) = tokio::join!(side(client, sent(1)), side(instance, sent(2)));
         assert!(by_client == sent(2) && by_instance == sent(1));
+        tunnel.await.expect("no panic").expect("both have ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_only_has_no_more_to_say_is_answered_however_late() {
+        let (mut client, near) = duplex(1000);
+        let (far, mut instance) = duplex(17);
+        let tracker = tokio_util::task::TaskTracker::new();
+        let tunnel = tracker.spawn(async { relay(near, far, &mut None, true).await });
+        client.shutdown().await.expect("half closed");
+        assert_eq!(instance.read(&mut [0]).await.expect("told"), 0);
+        tokio::time::sleep(LINGER * 100).await;
+        instance.write_all(b"x").await.expect("it may speak");
+        client.read_exact(&mut [0]).await.expect("it is heard");
+        drop(instance);
         tunnel.await.expect("no panic").expect("both have ended");
     }
 

@@ -274,7 +274,8 @@ pub(crate) struct UpstreamTable {
     /// that the instance wants and the client must not know. Captures may stand in the values.
     pub(crate) set_headers: BTreeMap<String, Secret>,
     /// What to speak to the instance: `"http1"`, `"http2"` (without TLS: with prior knowledge), or
-    /// `"auto"`: HTTP/2 for gRPC requests and HTTP/1.1 for all others.
+    /// `"auto"`: HTTP/2 for gRPC requests and HTTP/1.1 for all others. An upgrade (WebSocket) is
+    /// asked for in HTTP/1.1 in any case, as HTTP/2 has none.
     pub(crate) protocol: Protocol,
 }
 

@@ -48,10 +48,12 @@ pub(crate) enum Guest {
     Closing,
     /// Takes connections until the file `deaf` exists; then it lives on and its queue fills up.
     Stuck,
+    /// Carries bytes to and from the unix socket that the file `relay` names.
+    Relay,
 }
 
 impl Guest {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Grpc,
         Self::Http2,
         Self::Https,
@@ -59,6 +61,7 @@ impl Guest {
         Self::Strict,
         Self::Closing,
         Self::Stuck,
+        Self::Relay,
     ];
 }
 
@@ -89,6 +92,7 @@ async fn serve() {
         Guest::Strict => strict::serve(at).await,
         Guest::Closing => close(at).await,
         Guest::Stuck => stick(at).await,
+        Guest::Relay => relay(at).await,
     }
 }
 
@@ -225,6 +229,19 @@ async fn stick(at: SocketAddr) {
     }
     fs::write("stuck", "").expect("a file");
     std::future::pending::<()>().await;
+}
+
+async fn relay(at: SocketAddr) {
+    let to = fs::read_to_string("relay").expect("a path");
+    let listener = TcpListener::bind(at).await.expect("bind");
+    loop {
+        let (mut near, _) = listener.accept().await.expect("accept");
+        let to = to.clone();
+        tokio::spawn(async move {
+            let mut far = tokio::net::UnixStream::connect(to).await.expect("it is there");
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+        });
+    }
 }
 
 /// Takes what room there is in the queue of one that is [`Guest::Stuck`].

@@ -34,6 +34,7 @@ mod h2;
 mod handover;
 mod headers;
 mod hold;
+mod http1;
 #[expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 #[expect(dead_code, reason = "its deaths are for the engine's own tests")]
 #[path = "../support/kubernetes/mod.rs"]
@@ -56,6 +57,7 @@ mod strict;
 mod support;
 mod timeouts;
 mod tls;
+mod upgrades;
 mod uploads;
 mod upstream;
 mod visible;

@@ -113,12 +113,19 @@ async fn silent_socket(edge: &Edge) {
     assert_eq!(echo, Message::text("still there"));
 }
 
-/// Asked for as a browser's EventSource asks, and silent for longer than every timeout.
+/// Silent for longer than every timeout: the answer says that it is a stream, whatever was asked for.
 async fn quiet_events(edge: &Edge) {
+    let http2 = reqwest::Client::builder().http2_prior_knowledge().no_proxy();
+    let http2 = http2.resolve("alice.test", edge.http).build().expect("a client");
     let url = edge.url("alice.test", "/sse?events=2&every_ms=3000");
-    let answer = client().get(url).header("accept", "text/event-stream").send().await;
-    let text = answer.expect("an answer").text().await.expect("it was cut");
-    assert!(text.contains("event 1"), "{text}");
+    let asked = ["text/event-stream", "application/json, text/event-stream", "*/*"];
+    let asked = asked.iter().flat_map(|accept| [(client(), *accept), (http2.clone(), *accept)]);
+    let all = asked.map(async |(client, accept)| {
+        let answer = client.get(&url).header("accept", accept).send().await.expect("an answer");
+        let text = answer.text().await.unwrap_or_else(|error| panic!("{accept}: {error}"));
+        assert!(text.contains("event 1"), "{accept}: {text}");
+    });
+    futures::future::join_all(all).await;
 }
 
 /// Not asked for in any special way.
@@ -258,14 +265,73 @@ async fn answer_gives_a_silent_instance_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answer_cuts_a_body_in_which_the_instance_falls_silent() {
-    let mut edge = with("answer", "", "");
+    let mut edge = Setup::new()
+        .config("[timeouts]\nanswer = \"1s\"\nclient_write = \"1s\"\n")
+        .route("demo", &guest::route(Guest::Recorder, ""))
+        .start();
     edge.announce("silent");
-    let url = edge.url("alice.test", "/sse?events=2&every_ms=600000");
-    let answer = client().get(url).send().await.expect("an answer");
-    assert_eq!(answer.status(), 200);
-    assert!(answer.text().await.is_err(), "a cut body must not look whole");
-    assert_eq!(edge.metric(&["dormouse_refused_total", "silent"]), 1.0, "not cut by the edge");
+    let http2 = reqwest::Client::builder().http2_prior_knowledge().no_proxy();
+    let http2 = http2.resolve("alice.test", edge.http).build().expect("a client");
+    let json = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
+    let mut cut = 0.0;
+    for body in ["Transfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n", "\r\nbegun"] {
+        fs::write(edge.path("answer"), format!("{json}{body}")).expect("a file");
+        for client in [client(), http2.clone()] {
+            // An `Accept` only hints at what comes.
+            for accept in ["*/*", "text/event-stream"] {
+                let url = edge.url("alice.test", "/");
+                let answer = client.get(url).header("accept", accept).send().await;
+                let answer = answer.expect("an answer");
+                assert_eq!(answer.status(), 200);
+                assert!(answer.text().await.is_err(), "a cut body must not look whole: {body:?}");
+                cut += 1.0;
+            }
+        }
+    }
+    assert_eq!(edge.metric(&["dormouse_refused_total", "silent"]), cut, "not cut by the edge");
     edge.wait_until("the lease is back", |edge| edge.session("alice.test")["leases"] == 0);
+}
+
+// ## An edge that was stopped
+
+/// What it missed is nobody's fault. The pause is the absence itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_was_stopped_charges_its_absence_to_nobody() {
+    let edge = Setup::new()
+        .config(
+            "[timeouts]\nclient_head = \"2s\"\nclient_body = \"2s\"\nanswer = \"2s\"\n\
+             client_body_grace = \"2s\"\n",
+        )
+        .route("demo", &witnessed("", ""))
+        .start();
+    awake(&edge).await;
+    let upload = "POST /upload HTTP/1.1\r\nHost: alice.test\r\nContent-Length: 4\r\n\r\n";
+    let get = "GET /whoami HTTP/1.1\r\nHost: alice.test\r\n\r\n";
+    let slow = "GET /slow?ms=1000 HTTP/1.1\r\nHost: alice.test\r\n\r\n";
+    let parts = [(get, &get[..20]), (upload, &upload[..upload.len() - 4]), (slow, slow)];
+    let mut open = Vec::new();
+    for (whole, part) in parts {
+        open.push((Wire::sent(edge.http, part.as_bytes()).await, &whole[part.len()..]));
+    }
+    let mut body = Wire::sent(edge.http, format!("{upload}ab").as_bytes()).await;
+    // All of them are under way when it stops.
+    awake(&edge).await;
+    edge.signal(rustix::process::Signal::STOP);
+    sleep(Duration::from_secs(7)).await;
+    edge.signal(rustix::process::Signal::CONT);
+    awake(&edge).await;
+    for (wire, rest) in &mut open {
+        wire.send(rest.as_bytes()).await;
+        if rest.len() == 4 {
+            wire.send(b"abcd").await;
+        }
+    }
+    body.send(b"cd").await;
+    for wire in open.into_iter().map(|(wire, _)| wire).chain([body]) {
+        let mut wire = wire;
+        let head = wire.head().await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    }
 }
 
 // ## connect

@@ -2,7 +2,7 @@
 
 use memchr::memchr;
 
-use super::{HeadLimits, Refusal};
+use super::{HeadLimits, Refusal, absolute::Place};
 use crate::config::Underscores;
 
 /// What a byte of a header's name is, one bit each. RFC 9110, 5.6.2.
@@ -40,6 +40,8 @@ pub(super) enum After {
     Body(u64),
     Chunks,
     Upgrade,
+    /// A body of so many bytes, and what is behind it is no request.
+    BodyOfUpgrade(u64),
 }
 
 /// A head as far as it has come. Positions count from its first byte.
@@ -52,15 +54,15 @@ pub(super) struct Head {
     has_request_line: bool,
     is_http_1_0: bool,
     method: Method,
-    /// The host in an absolute target.
-    authority: Option<(usize, usize)>,
+    /// The target, where it is a whole URI, the host in it, and the port that its scheme has.
+    authority: Option<(usize, (usize, usize), &'static [u8])>,
     host: Option<(usize, usize)>,
     headers: usize,
     length: Option<u64>,
     coding: Coding,
     names_upgrade: bool,
     has_upgrade: bool,
-    has_h2c: bool,
+    offers_http: bool,
     has_underscores: bool,
 }
 
@@ -127,6 +129,7 @@ impl Head {
 
     pub(super) fn after(&self) -> After {
         match (self.is_upgrade(), self.coding, self.length) {
+            (true, _, Some(length)) if 0 < length => After::BodyOfUpgrade(length),
             (true, ..) => After::Upgrade,
             (_, Coding::Chunked, _) => After::Chunks,
             (_, _, Some(length)) if 0 < length => After::Body(length),
@@ -138,9 +141,16 @@ impl Head {
         self.has_underscores
     }
 
-    /// As `edge/headers.rs` has it: an offer of h2c is not taken.
+    /// The target, where it is a whole URI.
+    pub(super) fn absolute(&self) -> Option<Place> {
+        let (target, authority, _) = self.authority?;
+        let is_options = self.method == Method::Options;
+        Some(Place { target, authority, is_options, has_host: self.host.is_some() })
+    }
+
+    /// As `edge/headers.rs` has it: an offer of HTTP itself, or of TLS, is not taken.
     fn is_upgrade(&self) -> bool {
-        self.has_upgrade && self.names_upgrade && !self.has_h2c && !self.is_http_1_0
+        self.has_upgrade && self.names_upgrade && !self.offers_http && !self.is_http_1_0
     }
 
     fn request_line(
@@ -190,19 +200,22 @@ impl Head {
             Some(b'*') if target.len() == 1 && self.method == Method::Options => return Ok(()),
             _ => {}
         }
-        let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| {
+        let scheme = [(&b"http://"[..], &b":80"[..]), (b"https://", b":443")];
+        let scheme = scheme.into_iter().find(|(scheme, _)| {
             target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
         });
-        let begin = scheme.ok_or(Refusal::Target)?.len();
+        let (scheme, port) = scheme.ok_or(Refusal::Target)?;
+        let begin = scheme.len();
         let is_end = |byte: &u8| b"/?#\\".contains(byte);
         let end = target[begin..].iter().position(is_end).map_or(target.len(), |at| begin + at);
-        if begin == end || target[begin..end].contains(&b'@') {
+        let is_ambiguous = target.get(end) == Some(&b'\\');
+        if begin == end || is_ambiguous || target[begin..end].contains(&b'@') {
             return Err(Refusal::Target);
         }
         if !is_encoded(&target[end..]) {
             return Err(Refusal::Unencoded);
         }
-        self.authority = Some((start + begin, start + end));
+        self.authority = Some((start, (start + begin, start + end), port));
         Ok(())
     }
 
@@ -232,7 +245,7 @@ impl Head {
             }
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
                 self.has_upgrade = true;
-                self.has_h2c |= names_h2c(value);
+                self.offers_http |= offers_http(value);
                 Ok(())
             }
             10 if name.eq_ignore_ascii_case(b"connection") => {
@@ -286,12 +299,15 @@ impl Head {
         if has_body && refuses {
             return Err(Refusal::BodyOfGet);
         }
-        if has_body && self.is_upgrade() {
+        if self.coding != Coding::None && self.is_upgrade() {
             return Err(Refusal::BodyOfUpgrade);
         }
-        let text = |range: Option<(usize, usize)>| range.map(|(begin, end)| &bytes[begin..end]);
-        match (text(self.authority), text(self.host)) {
-            (Some(authority), Some(host)) if authority != host => Err(Refusal::Host),
+        let text = |(begin, end): (usize, usize)| &bytes[begin..end];
+        let target = self.authority.map(|(_, authority, port)| (text(authority), port));
+        match (target, self.host.map(text)) {
+            (Some((authority, port)), Some(host)) if !is_same_host(authority, host, port) => {
+                Err(Refusal::Host)
+            }
             (_, None) if !self.is_http_1_0 => Err(Refusal::Host),
             _ => Ok(()),
         }
@@ -360,10 +376,25 @@ pub(in crate::edge) fn names_upgrade(connection: &[u8]) -> bool {
     names(connection, b"upgrade")
 }
 
-/// Whether an `Upgrade` offers HTTP/2 in clear, which RFC 9113 has done away with. It would take
-/// what follows past every rule of this edge.
-pub(in crate::edge) fn names_h2c(upgrade: &[u8]) -> bool {
-    names(upgrade, b"h2c") || names(upgrade, b"h2")
+/// Whether an `Upgrade` offers to go on with requests: HTTP/2 in clear, which RFC 9113 has done away
+/// with, another version of HTTP, or TLS. It would take them past every rule of this edge.
+pub(in crate::edge) fn offers_http(upgrade: &[u8]) -> bool {
+    let is_http = |protocol: &[u8]| {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+        [&b"h2c"[..], b"h2", b"h3", b"http", b"tls"]
+            .iter()
+            .any(|one| name.eq_ignore_ascii_case(one))
+    };
+    upgrade.split(|byte| *byte == b',').any(|one| is_http(trim(one)))
+}
+
+/// RFC 9110, 4.2.3: case, and the port that a scheme has by default, make no difference.
+fn is_same_host(target: &[u8], host: &[u8], port: &[u8]) -> bool {
+    let bare = |host: &[u8]| {
+        let bare = [port, b":"].iter().find_map(|port| host.strip_suffix(*port));
+        bare.unwrap_or(host).to_ascii_lowercase()
+    };
+    target == host || bare(target) == bare(host)
 }
 
 fn names(list: &[u8], name: &[u8]) -> bool {

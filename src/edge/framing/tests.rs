@@ -121,7 +121,7 @@ fn what_two_readers_could_understand_differently_is_refused() {
         ("X: a\u{1}\n", Value),
         ("Host: a.test\n", Host),
         ("Host: b.test\n", Host),
-        ("Connection: upgrade\nUpgrade: websocket\nContent-Length: 1\n", BodyOfUpgrade),
+        ("Connection: upgrade\nUpgrade: tcp\nTransfer-Encoding: chunked\n", BodyOfUpgrade),
     ] {
         assert_eq!(refusal(&post(headers)), Some(expected), "{headers:?}");
     }
@@ -165,7 +165,8 @@ fn a_first_line_that_is_none_is_refused() {
         ("GET http:// HTTP/1.1", Target),
         ("GET http://u@a.test/ HTTP/1.1", Target),
         ("GET http://b.test/ HTTP/1.1", Host),
-        ("GET http://a.test:80/ HTTP/1.1", Host),
+        ("GET http://a.test:443/ HTTP/1.1", Host),
+        ("GET http://a.test\\\\b/ HTTP/1.1", Target),
         ("GET / HTTP/1.2", Version),
         ("GET / HTTP/2.0", Version),
         ("GET / HTTP/0.9", Version),
@@ -236,14 +237,50 @@ fn what_is_behind_an_upgrade_does_not_go_on() {
     let upgrade = get("Upgrade: websocket\nConnection: x, upgrade\n");
     let all = [upgrade.clone(), get("")].concat();
     assert_eq!(read(&all), (1, upgrade.len(), Ok(())));
+    let upload = post("Upgrade: tcp\nConnection: upgrade\nContent-Length: 2\n");
+    let all = [upload.clone(), b"hi".to_vec(), get("")].concat();
+    assert_eq!(read(&all), (1, upload.len() + 2, Ok(())));
     for none in [
         "Upgrade: websocket\n",
+        "Upgrade: TLS/1.2\nConnection: upgrade\n",
+        "Upgrade: HTTP/2.0, tcp\nConnection: upgrade\n",
         "Connection: upgrade\n",
         "Upgrade: h2c\nConnection: upgrade, HTTP2-Settings\nHTTP2-Settings: AAMAAABk\n",
         "Upgrade: websocket, h2c\nConnection: upgrade\n",
     ] {
         let all = [get(none), get("")].concat();
         assert_eq!(read(&all), (2, all.len(), Ok(())), "{none:?}");
+    }
+}
+
+#[test]
+fn a_target_that_is_a_whole_uri_goes_on_as_a_path() {
+    for (from, to) in [
+        (
+            "GET http://A.test:80/x?y HTTP/1.1\nHost: a.test\n\n",
+            "GET /x?y HTTP/1.1\nHost: a.test\n\n",
+        ),
+        (
+            "GET HTTPS://a.test?y HTTP/1.1\nX: y\nHost: a.test:443\n\n",
+            "GET /?y HTTP/1.1\nX: y\nHost: a.test:443\n\n",
+        ),
+        (
+            "OPTIONS http://a.test: HTTP/1.1\nHost: a.test\n\n",
+            "OPTIONS * HTTP/1.1\nHost: a.test\n\n",
+        ),
+        ("GET http://a.test HTTP/1.0\nX: y\n\n", "GET / HTTP/1.0\nHost: a.test\nX: y\n\n"),
+    ] {
+        let all = [get(""), lines(from), lines(from), get("")].concat();
+        let mut framing = framing(&limits());
+        assert_eq!(framing.advance(&all), (all.len(), Ok(())));
+        let mut went = all.clone();
+        let mut length = all.len();
+        for absolute in framing.absolutes().iter().rev() {
+            length = length.saturating_add_signed(absolute.to_origin(&mut went));
+        }
+        let expected = [get(""), lines(to), lines(to), get("")].concat();
+        assert_eq!(String::from_utf8_lossy(&went), String::from_utf8_lossy(&expected));
+        assert_eq!(length, went.len());
     }
 }
 

@@ -391,7 +391,7 @@ impl Inlet {
 
     /// Of what is held, so much may go on.
     fn take(&mut self, passes: usize, outcome: Result<(), Refusal>) {
-        let passes = self.to_origin(passes);
+        let passes = self.rewrite(passes);
         self.ready = passes;
         if outcome.is_err() {
             self.held.truncate(passes);
@@ -400,7 +400,7 @@ impl Inlet {
     }
 
     /// Rewrites the targets that are whole URIs; how much may go on then.
-    fn to_origin(&mut self, mut passes: usize) -> usize {
+    fn rewrite(&mut self, mut passes: usize) -> usize {
         let absolutes = self.framing.absolutes();
         if absolutes.is_empty() {
             return passes;

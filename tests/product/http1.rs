@@ -10,7 +10,8 @@ use crate::{
 };
 
 const HOST: &str = "alice.test";
-const PLAIN: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// Each answer is for a connection of its own: a recorder answers once.
+const PLAIN: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
 
 fn demo() -> Edge {
     Setup::new().route("demo", &witnessed("", "")).start()
@@ -103,19 +104,13 @@ async fn ab_is_served_with_and_without_keep_alive() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_whole_uri_reaches_the_instance_as_a_path() {
-    let edge = answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let edge = answering("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     let close = "Connection: close\r\n\r\n";
     for (number, (request, line)) in [
-        (
-            format!("GET http://ALICE.test:80/a?b HTTP/1.1\r\nHost: alice.test\r\n"),
-            "GET /a?b HTTP/1.1",
-        ),
-        (format!("GET http://alice.test?b HTTP/1.1\r\nHost: Alice.test\r\n"), "GET /?b HTTP/1.1"),
-        (
-            format!("OPTIONS http://alice.test HTTP/1.1\r\nHost: alice.test\r\n"),
-            "OPTIONS * HTTP/1.1",
-        ),
-        (format!("GET http://alice.test/a HTTP/1.0\r\n"), "GET /a HTTP/1.1"),
+        ("GET http://ALICE.test:80/a?b HTTP/1.1\r\nHost: alice.test\r\n", "GET /a?b HTTP/1.1"),
+        ("GET http://alice.test?b HTTP/1.1\r\nHost: Alice.test\r\n", "GET /?b HTTP/1.1"),
+        ("OPTIONS http://alice.test HTTP/1.1\r\nHost: alice.test\r\n", "OPTIONS * HTTP/1.1"),
+        ("GET http://alice.test/a HTTP/1.0\r\n", "GET /a HTTP/1.1"),
     ]
     .into_iter()
     .enumerate()
@@ -123,7 +118,7 @@ async fn a_whole_uri_reaches_the_instance_as_a_path() {
         let mut wire = Wire::open(edge.http).await;
         // As it comes, whole or in pieces.
         for piece in
-            (request.clone() + close).as_bytes().chunks(if number % 2 == 0 { 7 } else { 900 })
+            (request.to_owned() + close).as_bytes().chunks(if number % 2 == 0 { 7 } else { 900 })
         {
             wire.send(piece).await;
         }
@@ -153,7 +148,7 @@ async fn whole_uris_may_be_pipelined() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_instance_says_for_one_hop_does_not_reach_the_client() {
     let edge = answering(
-        "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Named\r\nX-Named: 1\r\nKeep-Alive: timeout=9\r\n\
+        "HTTP/1.1 200 OK\r\nConnection: close, X-Named\r\nX-Named: 1\r\nKeep-Alive: timeout=9\r\n\
          Proxy-Authenticate: Basic\r\nUpgrade: h2c\r\nTrailer: x\r\nTE: trailers\r\nX-Kept: 1\r\n\
          Content-Length: 2\r\n\r\nok",
     );
@@ -171,7 +166,9 @@ async fn what_an_instance_says_for_one_hop_does_not_reach_the_client() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_without_a_body_has_no_framing() {
-    let edge = answering("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let edge = answering(
+        "HTTP/1.1 204 No Content\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n",
+    );
     let mut wire = Wire::open(edge.http).await;
     for _ in 0..2 {
         wire.send(get("1.1", "/", "").as_bytes()).await;
@@ -254,9 +251,12 @@ async fn an_answer_that_could_be_read_in_two_ways_is_a_502() {
 async fn what_is_lax_in_an_answer_is_made_strict() {
     let edge = answering("");
     for (answer, line) in [
-        ("HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok", "content-length: 2"),
         (
-            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2, 2\r\n\r\nok",
+            "content-length: 2",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
             "content-length: 2",
         ),
         ("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", "http/1.1 200 ok"),

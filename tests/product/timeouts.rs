@@ -120,10 +120,13 @@ async fn quiet_events(edge: &Edge) {
     let url = edge.url("alice.test", "/sse?events=2&every_ms=3000");
     let asked = ["text/event-stream", "application/json, text/event-stream", "*/*"];
     let asked = asked.iter().flat_map(|accept| [(client(), *accept), (http2.clone(), *accept)]);
-    let all = asked.map(async |(client, accept)| {
-        let answer = client.get(&url).header("accept", accept).send().await.expect("an answer");
-        let text = answer.text().await.unwrap_or_else(|error| panic!("{accept}: {error}"));
-        assert!(text.contains("event 1"), "{accept}: {text}");
+    let all = asked.map(|(client, accept)| {
+        let request = client.get(&url).header("accept", accept);
+        async move {
+            let answer = request.send().await.expect("an answer");
+            let text = answer.text().await.unwrap_or_else(|error| panic!("{accept}: {error}"));
+            assert!(text.contains("event 1"), "{accept}: {text}");
+        }
     });
     futures::future::join_all(all).await;
 }

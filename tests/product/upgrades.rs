@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::{
     dockerd,
     guest::{self, Guest},
-    support::{Edge, Setup, client, witnessed},
+    support::{Edge, Setup, client},
     wire::Wire,
 };
 
@@ -66,24 +66,34 @@ async fn what_comes_behind_the_body_of_an_upgrade_waits_for_the_101() {
 /// A web server of another hand that takes an upgrade, and a client of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_upgrade_goes_both_ways() {
-    const SERVER: &str = "const [host, port] = process.argv[1].split(':'); \
-        require('http').createServer((q, a) => a.end('plain')).on('upgrade', (q, s, head) => { \
-        s.write('HTTP/1.1 101 Yes\\r\\nConnection: Upgrade\\r\\nUpgrade: ' + q.headers.upgrade + '\\r\\n\\r\\n'); \
-        s.on('data', d => s.write('echo ' + d)); s.on('end', () => s.end('bye')); }).listen(+port, host)";
-    const CLIENT: &str = "const q = require('http').request({ port: process.argv[1], \
-        headers: { Host: 'alice.test', Connection: 'Upgrade', Upgrade: 'chat/2' } }); q.end(); \
-        q.on('response', a => { console.log('refused ' + a.statusCode); process.exit(1) }); \
-        q.on('upgrade', (a, s) => { s.write('hi'); s.once('data', d => { console.log(a.headers.upgrade + ' ' + d); \
-        s.on('data', d => console.log('' + d)); s.end(); }); });";
-    let node = format!("[\"node\", \"-e\", {SERVER:?}, \"{{address}}\"]");
-    let route =
-        witnessed("", "").replace("probe = \"http\"\npath = \"/healthz\"", "probe = \"tcp\"");
-    let begin = route.find("command = ").expect("a command");
-    let end = begin + route[begin..].find('\n').expect("a line");
-    let route = format!("{}command = {node}{}", &route[..begin], &route[end..]);
-    let edge = Setup::new().route("demo", &route).start();
+    const SERVER: &str = "const [host, port] = process.argv[2].split(':');
+        require('http').createServer((q, a) => a.end('plain')).on('upgrade', (q, s) => {
+            s.write('HTTP/1.1 101 Yes\\r\\nConnection: Upgrade\\r\\nUpgrade: ');
+            s.write(q.headers.upgrade + '\\r\\n\\r\\n');
+            s.on('data', d => s.write('echo ' + d));
+            s.on('end', () => s.end('bye'));
+        }).listen(+port, host);";
+    const CLIENT: &str = "const q = require('http').request({ port: process.argv[2],
+            headers: { Host: 'alice.test', Connection: 'Upgrade', Upgrade: 'chat/2' } });
+        q.on('response', a => { console.log('refused ' + a.statusCode); process.exit(1); });
+        q.on('upgrade', (a, s) => {
+            s.write('hi');
+            s.once('data', d => {
+                console.log(a.headers.upgrade + ' ' + d);
+                s.on('data', d => console.log('' + d));
+                s.end();
+            });
+        });
+        q.end();";
+    let route = "host = \"{session}.test\"\nengine = \"local\"\n[instance]\n\
+         command = [\"node\", \"@DIR@/server.js\", \"{address}\"]\nenv = { TEST_DIR = \"@DIR@\" }\n";
+    let edge = Setup::new()
+        .file("server.js", SERVER)
+        .file("client.js", CLIENT)
+        .route("demo", route)
+        .start();
     let port = edge.http.port().to_string();
-    let ran = Command::new("node").args(["-e", CLIENT, &port]).output().expect("node");
+    let ran = Command::new("node").arg(edge.path("client.js")).arg(&port).output().expect("node");
     assert_eq!(String::from_utf8_lossy(&ran.stdout), "chat/2 echo hi\nbye\n", "{ran:?}");
 }
 

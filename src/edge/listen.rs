@@ -277,8 +277,8 @@ impl Guarded {
         &mut self.client.as_mut().expect("only the drop takes it").stream
     }
 
-    /// What became of a write.
-    fn wrote<T>(&self, write: Poll<T>) -> Poll<T> {
+    /// Whether the client is waited for, after a write that came to this.
+    fn note_wait<T>(&self, write: Poll<T>) -> Poll<T> {
         self.connection.is_writing.store(write.is_pending(), Ordering::Relaxed);
         write
     }
@@ -326,12 +326,12 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(self.paced()).poll_write(cx, buf);
         let write = self.connection.traffic.wrote(write);
-        self.wrote(write)
+        self.note_wait(write)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flush = Pin::new(self.paced()).poll_flush(cx);
-        self.wrote(flush)
+        self.note_wait(flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -348,7 +348,7 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(self.paced()).poll_write_vectored(cx, bufs);
         let write = self.connection.traffic.wrote(write);
-        self.wrote(write)
+        self.note_wait(write)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -55,7 +55,7 @@ pub(super) fn is_stream(answer: &ResponseHeader) -> bool {
     let is = |stream: &&str| kind.eq_ignore_ascii_case(stream.as_bytes());
     // What many apps say to proxies of what they stream, since nginx heeds it.
     let unbuffered = answer.headers.get("x-accel-buffering").is_some_and(|value| value == "no");
-    unbuffered || STREAMS.iter().any(|stream| is(&stream)) || is_grpc(kind)
+    unbuffered || STREAMS.iter().any(is) || is_grpc(kind)
 }
 
 fn is_grpc(kind: &[u8]) -> bool {

@@ -100,8 +100,8 @@ impl Life {
     }
 }
 
-/// A started instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A started instance. Equal are the same life at the same place, whether it ran already or not.
+#[derive(Clone, Debug)]
 pub struct Started {
     /// Where it listens, or will.
     pub address: Address,
@@ -110,6 +110,14 @@ pub struct Started {
     /// Whether it ran before the call, so far as the engine can tell.
     pub ran_already: bool,
 }
+
+impl PartialEq for Started {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.address, &self.life) == (&other.address, &other.life)
+    }
+}
+
+impl Eq for Started {}
 
 /// An instance as the engine sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -45,13 +45,12 @@ impl<'a> Carried<'a> {
     pub fn of(request: &Request<'a>) -> Self {
         let headers = request.headers;
         let parameters = request.uri.query().into_iter().flat_map(|query| query.split('&'));
-        let crumbs = crumbs(headers).filter_map(|crumb| crumb.split_once('='));
-        let ours = crumbs.filter(|(name, _)| is_our_cookie(name));
+        let ours = named_crumbs(headers).filter(|(name, _)| is_our_cookie(name.as_bytes()));
         Self {
             query: { parameters }.find_map(|parameter| parameter.strip_prefix(PARAMETER)),
             protocol: protocols(headers).find_map(|protocol| protocol.strip_prefix(PROTOCOL)),
             bearer: own_bearer(headers),
-            cookies: ours.map(|(name, value)| (name.trim() == INSECURE_COOKIE, value)).collect(),
+            cookies: ours.map(|(name, value)| (name == INSECURE_COOKIE, value)).collect(),
         }
     }
 
@@ -92,9 +91,10 @@ impl<'a> Carried<'a> {
             without.uri = Uri::from_parts(parts).ok();
         }
         if !self.cookies.is_empty() {
-            let ours = |crumb: &&str| is_our_cookie(crumb.split('=').next().unwrap_or_default());
+            let name = |crumb: &[u8]| crumb.split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
+            let ours = |crumb: &&[u8]| name(crumb).is_some_and(|name| is_our_cookie(&name));
             let left: Vec<_> = crumbs(headers).filter(|crumb| !ours(crumb)).collect();
-            without.cookie = HeaderValue::try_from(left.join("; ")).ok();
+            without.cookie = HeaderValue::from_bytes(&left.join(&b"; "[..])).ok();
         }
         if self.protocol.is_some() {
             let is_token = |protocol: &&str| protocol.starts_with(PROTOCOL);
@@ -128,16 +128,21 @@ pub(super) fn is_bearer_ours(headers: &HeaderMap) -> bool {
 
 /// The values of the cookies of this name.
 pub(super) fn cookies<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
-    let crumbs = crumbs(headers).filter_map(|crumb| crumb.split_once('='));
-    crumbs.filter_map(move |(given, value)| (given == name).then_some(value))
+    named_crumbs(headers).filter_map(move |(given, value)| (given == name).then_some(value))
 }
 
-/// `NAME=VALUE` of every cookie. Bytes that are no text belong to the instance: a `Cookie` with
-/// some in it holds no cookie of ours.
-fn crumbs(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+/// Name and value of every cookie that is text.
+fn named_crumbs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
+    let text = crumbs(headers).filter_map(|crumb| std::str::from_utf8(crumb).ok());
+    text.filter_map(|crumb| crumb.split_once('=')).map(|(name, value)| (name.trim(), value))
+}
+
+/// `NAME=VALUE` of every cookie, as bytes: one that is no text, which a page of a neighbour may have
+/// set, hides none of those beside it.
+fn crumbs(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let all = headers.get_all(header::COOKIE).iter();
-    let all = all.filter_map(|cookies| std::str::from_utf8(cookies.as_bytes()).ok());
-    all.flat_map(|cookies| cookies.split(';')).map(str::trim).filter(|crumb| !crumb.is_empty())
+    let crumbs = all.flat_map(|cookies| cookies.as_bytes().split(|byte| *byte == b';'));
+    crumbs.map(<[u8]>::trim_ascii).filter(|crumb| !crumb.is_empty())
 }
 
 fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
@@ -146,9 +151,9 @@ fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     all.flat_map(|protocols| protocols.split(',')).map(str::trim)
 }
 
-fn is_our_cookie(name: &str) -> bool {
-    let name = name.trim();
-    name == COOKIE || name == INSECURE_COOKIE
+fn is_our_cookie(name: &[u8]) -> bool {
+    let name = name.trim_ascii();
+    name == COOKIE.as_bytes() || name == INSECURE_COOKIE.as_bytes()
 }
 
 fn without_parameter(uri: &Uri) -> String {
@@ -212,6 +217,18 @@ mod tests {
             left("/", &[("cookie", "a=1; __Host-dormouse=t;b=2"), ("cookie", "dormouse=t; c=é")]);
         assert_eq!(one.cookie.expect("left").as_bytes(), "a=1; b=2; c=é".as_bytes());
         assert_eq!(left("/", &[("cookie", "__Host-dormouse=t")]).cookie.expect("left"), "");
+    }
+
+    #[test]
+    fn a_cookie_that_is_no_text_hides_no_other() {
+        let mut all = HeaderMap::new();
+        let cookies = HeaderValue::from_bytes(b"x=\xff; __Host-dormouse=t; \xfe").expect("a value");
+        all.insert(header::COOKIE, cookies);
+        let uri = Uri::from_static("/");
+        let carried = request(&uri, &all);
+        assert_eq!(Carried::of(&carried).cookies, [(false, "t")]);
+        let left = Carried::of(&carried).without(&carried).cookie.expect("left");
+        assert_eq!(left.as_bytes(), b"x=\xff; \xfe");
     }
 
     #[test]

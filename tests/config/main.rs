@@ -70,7 +70,15 @@ fn an_empty_file_gives_the_documented_defaults() {
 #[test]
 fn the_example_says_the_defaults() {
     let example = parse(&fs::read_to_string("dormouse.toml").unwrap()).unwrap();
-    assert_eq!(example, parse("").unwrap());
+    let default = parse("").unwrap();
+    // What is not compared is which of it was written.
+    let meant = |config: &Config| {
+        let Config { listen, tls, admin, paths, limits, http2, .. } = config.clone();
+        let Config { timeouts, shutdown, links, access_log, acme, engines, .. } = config.clone();
+        let first = (listen, tls, admin, paths, limits, http2);
+        (first, (timeouts, shutdown, links, access_log, acme, engines))
+    };
+    assert_eq!(meant(&example), meant(&default));
 }
 
 #[test]

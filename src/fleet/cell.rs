@@ -266,8 +266,8 @@ impl Core {
         let seen = self.not_ready.take().filter(|_| phase == Phase::GettingReady);
         let noted = match failure {
             Failure::Died => {
-                let seen = seen.map(|seen| format!("; before that, {seen}")).unwrap_or_default();
-                format!("the instance ended before it was ready: see its log{seen}")
+                let seen = seen.unwrap_or_else(|| "see its log".to_owned());
+                format!("the instance ended before it was ready: {seen}")
             }
             Failure::Timeout => {
                 let what = seen.unwrap_or_else(|| format!("it was {}", phase.as_str()));

@@ -64,7 +64,7 @@ async fn an_instance_on_another_port_is_told_with_the_port_that_it_is_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_ends_at_once_is_told() {
-    failed_wake("[\"sh\", \"-c\", \"exit 7\"]", "", 502, "exit status: 7").await;
+    failed_wake("[\"sh\", \"-c\", \"exit 7\"]", "", 502, "exit code 7").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -63,6 +63,24 @@ pub enum Fault {
     Floor(String),
 }
 
+impl Fault {
+    /// For a person, who must do something about it; its short name is what is counted.
+    pub(crate) fn says(&self) -> String {
+        let says = match self {
+            Self::Connect => "no connection: does it listen there?",
+            Self::Tls => {
+                "no TLS handshake: does it speak TLS there, with a certificate that is trusted? see --ca and --insecure"
+            }
+            Self::Timeout => "no answer within --timeout",
+            Self::Broken => "the connection ended, or spoke nonsense, before the answer was whole",
+            Self::Status(status) => return format!("it answered {status}"),
+            Self::NoIdentity => "nothing in the answer says which instance gave it",
+            other => return other.to_string(),
+        };
+        says.to_owned()
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -142,7 +142,7 @@ async fn warm_up(
                 let woken = run.unless_stopped(wake_one(args, sleeper, n)).await;
                 let name = &sleeper.target.name;
                 woken.transpose().map_err(|fault| {
-                    Unmeasured(format!("{name}: session {n} cannot be woken: {fault}"))
+                    Unmeasured(format!("{name}: session {n} cannot be woken: {}", fault.says()))
                 })?;
             }
         }

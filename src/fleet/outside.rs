@@ -203,9 +203,7 @@ impl Sight {
         };
         let Some(address) = address else { return };
         if let Some(why) = cell.fleet.hint(&cell.session, &self.plan, &address).await {
-            let mut core = cell.lock();
-            let seen = core.not_ready.take();
-            core.not_ready = Some(seen.map_or(why.clone(), |seen| format!("{seen}; {why}")));
+            cell.lock().not_ready = Some(why);
         }
     }
 

@@ -199,7 +199,7 @@ async fn get(
         // Without a secret to send, it does not matter who answers.
         let trust = if verify && !headers.is_empty() { Trust::System } else { Trust::Anyone };
         let connected = tls::connect(stream, sni, trust).await;
-        stream = Box::new(connected.map_err(|error| NotReady::NoAnswer(format!("TLS: {error}")))?);
+        stream = Box::new(connected.map_err(|error| NotReady::NoAnswer(no_tls(&error)))?);
     }
     let no_answer = |error: &dyn std::error::Error| NotReady::NoAnswer(error.to_string());
     let handshake = http1::handshake(TokioIo::new(stream)).await;
@@ -225,5 +225,23 @@ async fn get(
         // It may end in the very step that brings the answer.
         _ = connection => answer.await,
     };
-    Ok(answer.map_err(|error| no_answer(&error))?.status().as_u16())
+    let answer = answer.map_err(|error| match tls {
+        None if error.is_parse() || error.is_incomplete_message() => {
+            let hint = "if it speaks TLS, add tls = true to [upstream]";
+            NotReady::NoAnswer(format!("{error}; {hint}"))
+        }
+        _ => no_answer(&error),
+    })?;
+    Ok(answer.status().as_u16())
+}
+
+/// Why there is no TLS. What is no TLS at all is most often HTTP.
+fn no_tls(error: &io::Error) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            format!("TLS: {error}; if it speaks plain HTTP, take tls out of [upstream]")
+        }
+        _ => format!("TLS: {error}"),
+    }
 }

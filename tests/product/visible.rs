@@ -63,6 +63,24 @@ async fn an_instance_on_another_port_is_told_with_the_port_that_it_is_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_speaks_tls_where_the_route_does_not_is_told_and_the_reverse() {
+    let wake = "[ready]\nprobe = \"http\"\n[wake]\ntimeout = \"2s\"\nboot_max = \"0s\"\n";
+    let plain =
+        witnessed("", "[upstream]\ntls = true\n[wake]\ntimeout = \"2s\"\nboot_max = \"0s\"\n");
+    for (route, sees) in [
+        (guest::route(Guest::Https, wake), "if it speaks TLS, add tls = true"),
+        (plain, "if it speaks plain HTTP, take tls out"),
+    ] {
+        let mut edge = Setup::new().route("demo", &route).start();
+        edge.announce("wake failed");
+        assert_eq!(ask(&edge, "alice.test").await.0, 504);
+        edge.wait_until(&format!("the log says {sees}"), |edge| {
+            edge.log_count(&[" WARN ", "wake failed", sees]) == 1
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_ends_at_once_is_told() {
     failed_wake("[\"sh\", \"-c\", \"exit 7\"]", "", 502, "exit code 7").await;
 }
